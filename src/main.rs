@@ -1,0 +1,7 @@
+//! The `duckpipe` program.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    duckpipe::cli::main()
+}
