@@ -1,0 +1,236 @@
+//! The source's tables, read from `pg_catalog` (versions 14 to 18).
+
+use std::collections::{BTreeSet, HashMap};
+
+use tokio_postgres::Row;
+use tokio_postgres::types::Oid;
+
+use super::failure::from_client;
+use super::pattern::TablePattern;
+use super::session::Session;
+use super::table::{ArrayElement, PgType, PgTypeKind, ReplicaIdentity, SourceColumn, SourceTable, TableName};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Domains over domains over arrays over domains: as deep as this, and no deeper.
+const TYPE_DEPTH: usize = 32;
+
+/// The ordinary, logged tables that match one of the patterns (see [`TablePattern`]), sorted by name.
+///
+/// Never system tables, nor `ducklake_*` and `duckpipe_*`; a pattern with `*` or `?` leaves out what belongs to an
+/// extension. A name without wildcards that names no such table is simply missing from the result.
+pub async fn list_tables(session: &Session, include: &[String]) -> Result<Vec<TableName>> {
+    let patterns = include.iter().map(|text| TablePattern::parse(text)).collect::<Result<Vec<_>>>()?;
+    let query = "SELECT n.nspname, c.relname, EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass \
+                 AND d.objid = c.oid AND d.deptype = 'e') \
+                 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+                 WHERE c.relkind = 'r' AND c.relpersistence = 'p' \
+                 AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' \
+                 AND c.relname !~ '^(ducklake|duckpipe)_'";
+    let rows = session.client().query(query, &[]).await.map_err(|e| from_client(e, "Listing the source's tables"))?;
+    let mut tables = BTreeSet::new();
+    for row in rows {
+        let name = TableName { schema: row.get(0), table: row.get(1) };
+        let of_extension: bool = row.get(2);
+        let wanted = |pattern: &TablePattern| match pattern.exact() {
+            Some(exact) => exact == name,
+            None => !of_extension && pattern.matches(&name),
+        };
+        if patterns.iter().any(wanted) {
+            tables.insert(name);
+        }
+    }
+    Ok(tables.into_iter().collect())
+}
+
+/// A table with the columns that `publication` sends of it; without a publication, or where that does not exist yet,
+/// the columns that a plain one would send. `None` where there is no such ordinary table.
+pub async fn describe_table(
+    session: &Session,
+    name: &TableName,
+    publication: Option<&str>,
+) -> Result<Option<SourceTable>> {
+    const WHAT: &str = "Reading the table's definition";
+    let failed = |error| from_client(error, WHAT).context(name.to_string());
+    let client = session.client();
+    let query = "SELECT c.oid, c.relreplident::text, c.reltuples::int8, \
+                 coalesce(pg_relation_size(c.oid) / current_setting('block_size')::int8, 0) \
+                 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+                 WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind = 'r' AND c.relpersistence = 'p'";
+    let Some(row) = client.query_opt(query, &[&name.schema, &name.table]).await.map_err(failed)? else {
+        return Ok(None);
+    };
+    let oid: Oid = row.get(0);
+    let replica_identity = match row.get::<_, &str>(1) {
+        "d" => ReplicaIdentity::Default,
+        "i" => ReplicaIdentity::Index,
+        "f" => ReplicaIdentity::Full,
+        _ => ReplicaIdentity::Nothing,
+    };
+    let pages: i64 = row.get(3);
+
+    let columns = client.query(&columns_query(session.major_version()), &[&oid, &publication]).await.map_err(failed)?;
+    let mut types = Types { session, rows: HashMap::new() };
+    types.load(columns.iter().map(|row| row.get("atttypid")).collect()).await?;
+    let columns = columns.iter().map(|row| types.column(row)).collect::<Result<Vec<_>>>();
+    let columns = columns.map_err(|error| error.context(name.to_string()))?;
+
+    let key = match replica_identity {
+        ReplicaIdentity::Nothing => Vec::new(),
+        identity => {
+            // An index that is checked only at a transaction's end lets a key stand twice before: it identifies nothing.
+            let query = "SELECT k.attnum FROM pg_index i, \
+                         unnest(i.indkey[0:i.indnkeyatts - 1]) WITH ORDINALITY k (attnum, position) \
+                         WHERE i.indrelid = $1 AND CASE WHEN $2 THEN i.indisreplident ELSE i.indisprimary END \
+                         AND i.indisvalid AND i.indisunique AND i.indimmediate AND i.indpred IS NULL ORDER BY k.position";
+            let by_index = identity == ReplicaIdentity::Index;
+            let rows = client.query(query, &[&oid, &by_index]).await.map_err(failed)?;
+            let position = |row: &Row| columns.iter().position(|column| column.attnum == row.get::<_, i16>(0));
+            // A key that is not published whole is no key.
+            rows.iter().map(position).collect::<Option<Vec<_>>>().unwrap_or_default()
+        }
+    };
+    Ok(Some(SourceTable {
+        oid,
+        name: name.clone(),
+        columns,
+        replica_identity,
+        key,
+        estimated_rows: row.get(2),
+        pages: u32::try_from(pages).unwrap_or(u32::MAX),
+    }))
+}
+
+/// Column lists came with version 15, published generated columns with 18.
+fn columns_query(major: u32) -> String {
+    let list = if major >= 15 { "pr.prattrs::int2[]" } else { "NULL::int2[]" };
+    let generated = if major >= 18 { "p.pubgencols::text" } else { "'n'" };
+    format!(
+        "SELECT a.attnum, a.attname, a.atttypid, a.atttypmod, a.attndims::int2 AS attndims, a.attnotnull, \
+         format_type(a.atttypid, a.atttypmod) AS display \
+         FROM pg_attribute a \
+         LEFT JOIN (SELECT {list} AS list, {generated} AS generated FROM pg_publication p \
+                    LEFT JOIN pg_publication_rel pr ON pr.prpubid = p.oid AND pr.prrelid = $1 \
+                    WHERE p.pubname = $2) p ON true \
+         WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped \
+         AND CASE WHEN p.list IS NOT NULL THEN a.attnum = ANY (p.list) \
+             ELSE a.attgenerated = '' OR (a.attgenerated = 's' AND p.generated = 's') END \
+         ORDER BY a.attnum"
+    )
+}
+
+/// What `pg_type` says of the types seen so far.
+struct Types<'a> {
+    session: &'a Session,
+    rows: HashMap<Oid, TypeRow>,
+}
+
+struct TypeRow {
+    name: String,
+    kind: String,
+    base: Oid,
+    base_typmod: i32,
+    dimensions: i32,
+    /// The element, for a true array type: one that its element calls its array. (`int2vector`, `point` and others have
+    /// elements too, but are no arrays.)
+    element: Option<Oid>,
+    delimiter: char,
+    display: String,
+}
+
+impl Types<'_> {
+    /// Reads these types, and all that they are made of.
+    async fn load(&mut self, mut wanted: Vec<Oid>) -> Result<()> {
+        let query = "SELECT t.oid, t.typname, t.typtype::text, t.typbasetype, t.typtypmod, t.typndims, \
+                     CASE WHEN e.typarray = t.oid THEN e.oid END, t.typdelim::text, format_type(t.oid, NULL) \
+                     FROM pg_type t LEFT JOIN pg_type e ON e.oid = t.typelem WHERE t.oid = ANY ($1)";
+        for _ in 0..TYPE_DEPTH {
+            wanted.retain(|oid| !self.rows.contains_key(oid));
+            if wanted.is_empty() {
+                return Ok(());
+            }
+            let client = self.session.client();
+            let rows =
+                client.query(query, &[&wanted]).await.map_err(|e| from_client(e, "Reading the columns' types"))?;
+            wanted.clear();
+            for row in rows {
+                let delimiter: &str = row.get(7);
+                let found = TypeRow {
+                    name: row.get(1),
+                    kind: row.get(2),
+                    base: row.get(3),
+                    base_typmod: row.get(4),
+                    dimensions: row.get(5),
+                    element: row.get(6),
+                    delimiter: delimiter.chars().next().unwrap_or(','),
+                    display: row.get(8),
+                };
+                wanted.extend(found.element.into_iter().chain((found.base != 0).then_some(found.base)));
+                self.rows.insert(row.get(0), found);
+            }
+        }
+        Err(Error::new(ErrorKind::Precondition, "A column's type is nested too deeply"))
+    }
+
+    fn column(&self, row: &Row) -> Result<SourceColumn> {
+        let display = row.get("display");
+        let pg_type = self.resolve(row.get("atttypid"), row.get("atttypmod"), row.get("attndims"), display, 0)?;
+        Ok(SourceColumn {
+            attnum: row.get("attnum"),
+            name: row.get("attname"),
+            pg_type,
+            not_null: row.get("attnotnull"),
+        })
+    }
+
+    fn resolve(&self, oid: Oid, typmod: i32, dimensions: i16, display: String, depth: usize) -> Result<PgType> {
+        let lost = || Error::new(ErrorKind::Transient, "A column's type changed while it was read: try again");
+        let mut base_oid = oid;
+        let mut base_typmod = typmod;
+        let mut dimensions = dimensions;
+        let mut base = self.rows.get(&oid).ok_or_else(lost)?;
+        let mut steps = depth;
+        while base.kind == "d" {
+            // A column of a domain has no modifier of its own: the domain's holds, or that of a domain further in.
+            if base_typmod < 0 {
+                base_typmod = base.base_typmod;
+            }
+            if dimensions == 0 {
+                dimensions = i16::try_from(base.dimensions).unwrap_or(i16::MAX);
+            }
+            base_oid = base.base;
+            base = self.rows.get(&base_oid).ok_or_else(lost)?;
+            steps += 1;
+            if steps > TYPE_DEPTH {
+                return Err(lost());
+            }
+        }
+        let element = match base.element {
+            None => None,
+            Some(element_oid) => {
+                let element = self.rows.get(&element_oid).ok_or_else(lost)?;
+                // `character varying(10)[]` is `character varying(10)` with brackets; behind a domain, only the type's
+                // name is known.
+                let shown = display.strip_suffix("[]").unwrap_or(&element.display).to_owned();
+                let pg_type = self.resolve(element_oid, base_typmod, 0, shown, steps + 1)?;
+                Some(Box::new(ArrayElement { pg_type, dimensions, delimiter: element.delimiter }))
+            }
+        };
+        Ok(PgType {
+            oid,
+            typmod,
+            display,
+            base_oid,
+            base_typmod,
+            base_name: base.name.clone(),
+            kind: match base.kind.as_str() {
+                "b" => PgTypeKind::Base,
+                "c" => PgTypeKind::Composite,
+                "e" => PgTypeKind::Enum,
+                "r" => PgTypeKind::Range,
+                "m" => PgTypeKind::Multirange,
+                _ => PgTypeKind::Other,
+            },
+            element,
+        })
+    }
+}

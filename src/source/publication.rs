@@ -1,0 +1,118 @@
+//! The publication: which tables' changes the slot sends.
+
+use super::failure::from_client;
+use super::session::Session;
+use super::table::TableName;
+use crate::error::{Error, ErrorKind, Result};
+use crate::sql;
+
+/// A publication as the catalog describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Publication {
+    /// The name.
+    pub name: String,
+    /// The role that owns it.
+    pub owner: String,
+    /// FOR ALL TABLES.
+    pub all_tables: bool,
+    /// The tables that it sends, those of its schemas included, sorted. Roots of partitions stand for their partitions
+    /// where `via_root`; elsewhere the partitions are listed.
+    pub tables: Vec<TableName>,
+    /// The tables that it sends some rows of only (a row filter, version 15 and later).
+    pub row_filters: Vec<TableName>,
+    /// Inserts are published.
+    pub insert: bool,
+    /// Updates are published.
+    pub update: bool,
+    /// Deletes are published.
+    pub delete: bool,
+    /// TRUNCATEs are published.
+    pub truncate: bool,
+    /// Changes of partitions are sent as changes of their root.
+    pub via_root: bool,
+}
+
+/// The publication of this name, if there is one.
+pub async fn find(session: &Session, name: &str) -> Result<Option<Publication>> {
+    let failed = |error| from_client(error, "Reading the publication").context(name.to_owned());
+    let client = session.client();
+    let query = "SELECT pg_get_userbyid(pubowner), puballtables, pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot \
+                 FROM pg_publication WHERE pubname = $1";
+    let Some(row) = client.query_opt(query, &[&name]).await.map_err(failed)? else { return Ok(None) };
+    let query = "SELECT schemaname, tablename FROM pg_publication_tables WHERE pubname = $1 ORDER BY 1, 2";
+    let tables = client.query(query, &[&name]).await.map_err(failed)?;
+    let filtered = match session.major_version() >= 15 {
+        true => {
+            let query = "SELECT n.nspname, c.relname FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid \
+                         JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace \
+                         WHERE p.pubname = $1 AND r.prqual IS NOT NULL ORDER BY 1, 2";
+            client.query(query, &[&name]).await.map_err(failed)?
+        }
+        false => Vec::new(),
+    };
+    let names = |rows: Vec<tokio_postgres::Row>| {
+        rows.into_iter().map(|row| TableName { schema: row.get(0), table: row.get(1) }).collect()
+    };
+    Ok(Some(Publication {
+        name: name.to_owned(),
+        owner: row.get(0),
+        all_tables: row.get(1),
+        tables: names(tables),
+        row_filters: names(filtered),
+        insert: row.get(2),
+        update: row.get(3),
+        delete: row.get(4),
+        truncate: row.get(5),
+        via_root: row.get(6),
+    }))
+}
+
+/// The statement that creates the publication.
+pub fn create_sql(name: &str, tables: &[TableName]) -> String {
+    let tables: Vec<_> =
+        tables.iter().map(|table| format!("ONLY {}", sql::qualified(&table.schema, &table.table))).collect();
+    format!("CREATE PUBLICATION {} FOR TABLE {}", sql::identifier(name), tables.join(", "))
+}
+
+/// Creates the publication. Waits at most half a minute for another transaction's locks.
+pub async fn create(session: &Session, name: &str, tables: &[TableName]) -> Result<()> {
+    if tables.is_empty() {
+        return Err(Error::new(ErrorKind::Config, "A publication needs at least one table"));
+    }
+    let statement = format!("BEGIN; SET LOCAL lock_timeout = '30s'; {}; COMMIT", create_sql(name, tables));
+    let Err(error) = session.client().batch_execute(&statement).await else { return Ok(()) };
+    // The failed transaction is still open in this session.
+    let _ = session.client().batch_execute("ROLLBACK").await;
+    Err(from_client(error, "Creating the publication").context(name.to_owned()))
+}
+
+/// Drops the publication; one that does not exist is fine.
+pub async fn drop(session: &Session, name: &str) -> Result<()> {
+    let statement = format!("DROP PUBLICATION IF EXISTS {}", sql::identifier(name));
+    let dropped = session.client().batch_execute(&statement).await;
+    dropped.map_err(|error| from_client(error, "Dropping the publication").context(name.to_owned()))
+}
+
+/// Whether this session's role may create a publication of these tables: `None`, or why not.
+pub async fn may_create(session: &Session, tables: &[TableName]) -> Result<Option<String>> {
+    let failed = |error| from_client(error, "Reading the role's privileges");
+    let query =
+        "SELECT current_user::text, current_database()::text, has_database_privilege(current_database(), 'CREATE')";
+    let row = session.client().query_one(query, &[]).await.map_err(failed)?;
+    let (role, database, may): (String, String, bool) = (row.get(0), row.get(1), row.get(2));
+    if !may {
+        return Ok(Some(format!("role {role} may not CREATE in database {database}")));
+    }
+    let schemas: Vec<&str> = tables.iter().map(|table| table.schema.as_str()).collect();
+    let names: Vec<&str> = tables.iter().map(|table| table.table.as_str()).collect();
+    let query = "SELECT n.nspname, c.relname, pg_get_userbyid(c.relowner)::text \
+                 FROM unnest($1::text[], $2::text[]) w (schema, name) JOIN pg_namespace n ON n.nspname = w.schema \
+                 JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.name \
+                 WHERE NOT pg_has_role(c.relowner, 'USAGE') ORDER BY 1, 2 LIMIT 1";
+    let row = session.client().query_opt(query, &[&schemas, &names]).await.map_err(failed)?;
+    Ok(row.map(|row| {
+        let name = TableName { schema: row.get(0), table: row.get(1) };
+        let owner: String = row.get(2);
+        format!("role {role} does not own {name} (role {owner} does)")
+    }))
+}

@@ -1,0 +1,175 @@
+//! Reading tables as of an exported snapshot.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+
+use super::settings::SourceSettings;
+use super::table::SourceTable;
+use super::wire::{QueryError, Wire, text};
+use crate::error::{Error, ErrorKind, Result};
+use crate::sql;
+
+/// Keeps an exported snapshot alive: a transaction of its own that has imported it and exports it again.
+///
+/// So neither a lost worker nor the loss of the replication connection that created the slot ends a copy.
+pub struct SnapshotHolder {
+    wire: tokio::sync::Mutex<Wire>,
+    snapshot: String,
+}
+
+impl SnapshotHolder {
+    /// Imports the snapshot. The connection that exports it must still be as it was then.
+    pub async fn import(settings: &SourceSettings, snapshot: &str) -> Result<Self> {
+        const WHAT: &str = "Exporting the snapshot again";
+        let mut wire = begin(settings, snapshot).await?;
+        let rows = wire.query("SELECT pg_export_snapshot()").await.map_err(|error| error.into_error(WHAT))?;
+        let row = rows.first().ok_or_else(|| Error::new(ErrorKind::Internal, format!("{WHAT} gave no name")))?;
+        let snapshot = text(row, 0)?.to_owned();
+        Ok(SnapshotHolder { wire: wire.into(), snapshot })
+    }
+
+    /// The snapshot's name, valid while this lives.
+    pub fn snapshot(&self) -> &str {
+        &self.snapshot
+    }
+
+    /// Whether the transaction, and with it the snapshot, is still there.
+    pub async fn check(&self) -> Result<()> {
+        let alive = self.wire.lock().await.query("SELECT 1").await;
+        alive.map(drop).map_err(|error| error.into_error("Keeping the snapshot"))
+    }
+
+    /// Ends the transaction. Readers that have imported the snapshot go on.
+    pub async fn release(self) {
+        // Closing the connection does the same; this only spares the server a line in its log.
+        let _ = self.wire.into_inner().query("COMMIT").await;
+    }
+}
+
+/// A connection that reads tables as of a snapshot.
+pub struct SnapshotReader {
+    wire: Wire,
+    /// A COPY was begun and not read to its end: what comes next on the connection belongs to it.
+    in_copy: bool,
+}
+
+/// A column as COPY shall read it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CopyColumn {
+    /// The column's name, unquoted.
+    pub name: String,
+    /// A type to cast it to: `text`, `text[]`. SQL, not quoted.
+    pub cast: Option<&'static str>,
+}
+
+impl SnapshotReader {
+    /// Connects and imports the snapshot.
+    pub async fn open(settings: &SourceSettings, snapshot: &str) -> Result<Self> {
+        Ok(SnapshotReader { wire: begin(settings, snapshot).await?, in_copy: false })
+    }
+
+    /// Copies columns of a table, or of a range of its pages, as COPY (FORMAT binary) sends them. Only the table's own
+    /// rows, not those of tables that inherit from it. The ranges need not lie within the table, and the one that ends
+    /// at `u32::MAX` has no end.
+    ///
+    /// A stream that is dropped before its end leaves the reader unusable: open another.
+    pub async fn copy(
+        &mut self,
+        table: &SourceTable,
+        columns: &[CopyColumn],
+        pages: Option<Range<u32>>,
+    ) -> Result<CopyStream<'_>> {
+        let what = format!("Copying {}", table.name);
+        if self.in_copy {
+            return Err(Error::new(
+                ErrorKind::Internal,
+                format!("{what}: an earlier copy on this connection was not read to its end"),
+            ));
+        }
+        let statement = copy_sql(table, columns, pages);
+        self.wire.begin_copy(&statement).await.map_err(|error| error.into_error(&what))?;
+        self.in_copy = true;
+        Ok(CopyStream { reader: self, what })
+    }
+}
+
+/// The data of one COPY.
+pub struct CopyStream<'a> {
+    reader: &'a mut SnapshotReader,
+    what: String,
+}
+
+impl CopyStream<'_> {
+    /// The next piece of the data, cut anywhere; `None` after its end. Cancel-safe.
+    pub async fn next(&mut self) -> Result<Option<Bytes>> {
+        if !self.reader.in_copy {
+            return Ok(None);
+        }
+        let data = self.reader.wire.copy_data().await;
+        if matches!(data, Ok(None) | Err(QueryError::Server(_))) {
+            self.reader.in_copy = false;
+        }
+        data.map_err(|error| error.into_error(&self.what))
+    }
+}
+
+fn copy_sql(table: &SourceTable, columns: &[CopyColumn], pages: Option<Range<u32>>) -> String {
+    let columns: Vec<_> = columns
+        .iter()
+        .map(|column| match column.cast {
+            Some(cast) => format!("{}::{cast}", sql::identifier(&column.name)),
+            None => sql::identifier(&column.name),
+        })
+        .collect();
+    let range = match pages {
+        None => String::new(),
+        // Pages may have been added between the measure and the snapshot.
+        Some(Range { start, end: u32::MAX }) => format!(" WHERE ctid >= '({start},0)'"),
+        Some(Range { start, end }) => format!(" WHERE ctid >= '({start},0)' AND ctid < '({end},0)'"),
+    };
+    let name = sql::qualified(&table.name.schema, &table.name.table);
+    format!("COPY (SELECT {} FROM ONLY {name}{range}) TO STDOUT (FORMAT binary)", columns.join(", "))
+}
+
+async fn begin(settings: &SourceSettings, snapshot: &str) -> Result<Wire> {
+    let mut wire = Wire::connect(settings, false).await?;
+    let begin = format!(
+        "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET TRANSACTION SNAPSHOT {}",
+        sql::literal(snapshot)
+    );
+    wire.query(&begin).await.map_err(|error| {
+        error
+            .into_error("Importing the snapshot")
+            .remedy("The connection that exports it has ended: start the copy anew.")
+    })?;
+    Ok(wire)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::table::{ReplicaIdentity, TableName};
+
+    #[test]
+    fn the_statement() {
+        let table = SourceTable {
+            oid: 1,
+            name: TableName { schema: "s".into(), table: "a\"b".into() },
+            columns: Vec::new(),
+            replica_identity: ReplicaIdentity::Default,
+            key: Vec::new(),
+            estimated_rows: 0,
+            pages: 0,
+        };
+        let columns =
+            [CopyColumn { name: "x".into(), cast: None }, CopyColumn { name: "y z".into(), cast: Some("text[]") }];
+        assert_eq!(
+            copy_sql(&table, &columns, Some(2..7)),
+            "COPY (SELECT \"x\", \"y z\"::text[] FROM ONLY \"s\".\"a\"\"b\" WHERE ctid >= '(2,0)' AND ctid < '(7,0)') \
+             TO STDOUT (FORMAT binary)"
+        );
+        assert!(copy_sql(&table, &columns[..1], Some(7..u32::MAX)).contains("WHERE ctid >= '(7,0)')"));
+        assert!(copy_sql(&table, &columns[..1], None).contains("FROM ONLY \"s\".\"a\"\"b\")"));
+    }
+}

@@ -1,0 +1,112 @@
+//! A source table as the catalog describes it.
+
+use std::fmt;
+
+/// A table of the source, with the columns that its publication sends, in `attnum` order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceTable {
+    /// `pg_class.oid`: the identity of the table for as long as it lives.
+    pub oid: u32,
+    /// The schema and the name.
+    pub name: TableName,
+    /// The published columns. Generated columns are among them only where the publication sends them.
+    pub columns: Vec<SourceColumn>,
+    /// How the WAL identifies an old row.
+    pub replica_identity: ReplicaIdentity,
+    /// The key, as indices into `columns`, in the order of the key's index. Empty: the table has no usable key.
+    pub key: Vec<usize>,
+    /// The planner's estimate of the number of rows; negative where the table was never analysed.
+    pub estimated_rows: i64,
+    /// The heap's size in pages of 8 KiB, measured, for cutting it into ctid ranges.
+    pub pages: u32,
+}
+
+/// A schema-qualified name, unquoted.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TableName {
+    /// The schema.
+    pub schema: String,
+    /// The table.
+    pub table: String,
+}
+
+impl fmt::Display for TableName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.schema, self.table)
+    }
+}
+
+/// A published column.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceColumn {
+    /// `pg_attribute.attnum`: the identity of the column for as long as it lives.
+    pub attnum: i16,
+    /// The name, unquoted.
+    pub name: String,
+    /// The type.
+    pub pg_type: PgType,
+    /// Declared NOT NULL.
+    pub not_null: bool,
+}
+
+/// `pg_class.relreplident`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReplicaIdentity {
+    /// The primary key.
+    Default,
+    /// The columns of a chosen unique index.
+    Index,
+    /// The whole old row.
+    Full,
+    /// Nothing: updates and deletes can't be published.
+    Nothing,
+}
+
+/// A type as `pg_type` and `pg_attribute` describe it, with domains seen through.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PgType {
+    /// The declared type's oid (what a Relation message shows).
+    pub oid: u32,
+    /// `atttypmod` as declared (what a Relation message shows), -1 where there is none.
+    pub typmod: i32,
+    /// What `format_type(oid, typmod)` prints, for messages.
+    pub display: String,
+    /// The oid of the innermost base type: differs from `oid` for domains only.
+    pub base_oid: u32,
+    /// The type modifier that holds for the base type: the domain's own where the column has none.
+    pub base_typmod: i32,
+    /// `pg_type.typname` of the base type, unquoted.
+    pub base_name: String,
+    /// `pg_type.typtype` of the base type.
+    pub kind: PgTypeKind,
+    /// For an array type: its element.
+    pub element: Option<Box<ArrayElement>>,
+}
+
+/// What an array holds and how many dimensions it was declared with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ArrayElement {
+    /// The element's type. Its typmods are those of the array column.
+    pub pg_type: PgType,
+    /// `pg_attribute.attndims`, for a domain `pg_type.typndims`; 0 where nothing was declared (CREATE TABLE AS).
+    pub dimensions: i16,
+    /// `pg_type.typdelim` of the element: `,` for all built-in types but `box`.
+    pub delimiter: char,
+}
+
+/// `pg_type.typtype` of a base type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PgTypeKind {
+    /// A base type, arrays included.
+    Base,
+    /// A composite type.
+    Composite,
+    /// An enumeration.
+    Enum,
+    /// A range.
+    Range,
+    /// A multirange.
+    Multirange,
+    /// Anything else.
+    Other,
+}
