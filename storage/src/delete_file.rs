@@ -1,0 +1,179 @@
+//! The positions of rows that are no more.
+//!
+//! A delete file is a Parquet file of positions in one data file. Ours satisfy two readers at once:
+//!
+//! * DuckLake, which wants `file_path VARCHAR, pos BIGINT` and, where the file holds deletes of several snapshots, a third column
+//!   `_ducklake_internal_snapshot_id BIGINT`, with ascending positions;
+//! * Iceberg (table spec v2, "Position Delete Files"), which wants the first two required and under its reserved field ids.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, AsArray, Int64Array, RecordBatch, StringArray};
+use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef};
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream};
+use parquet::arrow::PARQUET_FIELD_ID_META_KEY;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::arrow::arrow_writer::{ArrowWriter, ArrowWriterOptions};
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::file::properties::WriterProperties;
+use uuid::Uuid;
+
+use crate::data_file::{UploadLog, announce};
+use crate::encoder::footer_bytes;
+use crate::error::{Result, StorageError};
+use crate::store::{Store, blocking};
+
+/// Iceberg's reserved id of a delete file's `file_path`.
+const FILE_PATH_ID: i32 = 2_147_483_546;
+/// Iceberg's reserved id of a delete file's `pos`.
+const POSITION_ID: i32 = 2_147_483_545;
+/// DuckLake's reserved id of the snapshot that deleted a row.
+const SNAPSHOT_ID: i32 = 2_147_483_539;
+const SNAPSHOT_COLUMN: &str = "_ducklake_internal_snapshot_id";
+
+/// How many delete files are written at once: each is one request.
+const WRITES_AT_ONCE: usize = 8;
+
+/// A delete file that is whole and durable, as a catalog registers it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeleteFile {
+    /// The path relative to the store: `public/orders/<uuid>-delete.parquet`.
+    pub path: String,
+    /// How many positions it holds.
+    pub rows: u64,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// The size of its Parquet footer in bytes.
+    pub footer_bytes: u64,
+}
+
+/// All deleted rows of one data file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Deletes {
+    /// The data file's absolute path or address: [`Store::url`] of its path.
+    pub data_file_url: String,
+    /// The positions, each once, with the lake snapshot that deleted the row; in any order.
+    pub positions: Vec<(u64, i64)>,
+}
+
+/// Writes one delete file. See [`write_delete_files`].
+pub async fn write_delete_file(
+    store: &Store,
+    log: &dyn UploadLog,
+    folder: &str,
+    data_file_url: &str,
+    deletes: &[(u64, i64)],
+) -> Result<DeleteFile> {
+    let deletes = Deletes { data_file_url: data_file_url.to_string(), positions: deletes.to_vec() };
+    let mut written = write_delete_files(store, log, folder, vec![deletes]).await?;
+    written.pop().ok_or_else(|| StorageError::invalid(folder, "no delete file was written"))
+}
+
+/// Writes a delete file into `folder` for each data file, and returns them in the order of `deletes`. The log is told of all
+/// of them at once. Fails where a file has no deletes or one position twice.
+pub async fn write_delete_files(
+    store: &Store,
+    log: &dyn UploadLog,
+    folder: &str,
+    deletes: Vec<Deletes>,
+) -> Result<Vec<DeleteFile>> {
+    if deletes.is_empty() {
+        return Ok(Vec::new());
+    }
+    let paths: Vec<String> =
+        deletes.iter().map(|_| format!("{}/{}-delete.parquet", folder.trim_end_matches('/'), Uuid::now_v7())).collect();
+    announce(log, &paths).await?;
+    stream::iter(paths.into_iter().zip(deletes))
+        .map(|(path, deletes)| async move {
+            let rows = deletes.positions.len() as u64;
+            let bytes = blocking(move || encode(deletes)).await?;
+            let file = DeleteFile { rows, bytes: bytes.len() as u64, footer_bytes: footer_bytes(&bytes)?, path };
+            store.put(&file.path, bytes).await?;
+            Ok(file)
+        })
+        .buffered(WRITES_AT_ONCE)
+        .try_collect()
+        .await
+}
+
+/// Reads a delete file, ours or DuckLake's own: ascending positions, each with the snapshot that deleted the row where the file
+/// says so.
+pub async fn read_delete_file(store: &Store, path: &str) -> Result<Vec<(u64, Option<i64>)>> {
+    let bytes = store.get(path).await?;
+    let url = store.url(path);
+    blocking(move || decode(bytes, &url)).await
+}
+
+fn encode(mut deletes: Deletes) -> Result<Bytes> {
+    let place = deletes.data_file_url;
+    deletes.positions.sort_unstable();
+    if deletes.positions.is_empty() {
+        return Err(StorageError::invalid(place, "a delete file without deletes"));
+    }
+    if let Some(twice) = deletes.positions.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+        return Err(StorageError::invalid(place, format!("row {} is deleted twice", twice[0].0)));
+    }
+    let rows = deletes.positions.len();
+    let positions =
+        deletes.positions.iter().map(|(position, _)| i64::try_from(*position)).collect::<Result<Vec<_>, _>>();
+    let positions = positions.map_err(|error| StorageError::invalid(place.as_str(), error.to_string()))?;
+    let snapshots: Int64Array = deletes.positions.iter().map(|(_, snapshot)| *snapshot).collect::<Vec<_>>().into();
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(StringArray::from_iter_values(std::iter::repeat_n(place.as_str(), rows))),
+        Arc::new(Int64Array::from(positions)),
+        Arc::new(snapshots),
+    ];
+    write(columns).map_err(|cause| StorageError::Parquet { url: format!("deletes of {place}"), cause })
+}
+
+fn write(columns: Vec<ArrayRef>) -> parquet::errors::Result<Bytes> {
+    let schema = schema();
+    let batch = RecordBatch::try_new(Arc::clone(&schema), columns)?;
+    let properties = WriterProperties::builder()
+        .set_created_by(concat!("duckpipe version ", env!("CARGO_PKG_VERSION")).to_string())
+        .set_compression(Compression::ZSTD(ZstdLevel::try_new(1)?))
+        // Positions never repeat; the path always does.
+        .set_column_dictionary_enabled("pos".into(), false)
+        .build();
+    let options = ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(true);
+    let mut writer = ArrowWriter::try_new_with_options(Vec::new(), schema, options)?;
+    writer.write(&batch)?;
+    Ok(Bytes::from(writer.into_inner()?))
+}
+
+fn schema() -> SchemaRef {
+    let field = |name, data_type, id: i32, nullable| {
+        let metadata = HashMap::from([(PARQUET_FIELD_ID_META_KEY.to_string(), id.to_string())]);
+        Field::new(name, data_type, nullable).with_metadata(metadata)
+    };
+    Arc::new(Schema::new(vec![
+        field("file_path", DataType::Utf8, FILE_PATH_ID, false),
+        field("pos", DataType::Int64, POSITION_ID, false),
+        field(SNAPSHOT_COLUMN, DataType::Int64, SNAPSHOT_ID, true),
+    ]))
+}
+
+fn decode(bytes: Bytes, url: &str) -> Result<Vec<(u64, Option<i64>)>> {
+    let failed = |cause| StorageError::Parquet { url: url.to_string(), cause };
+    let reader = ParquetRecordBatchReaderBuilder::try_new(bytes).and_then(|builder| builder.build()).map_err(failed)?;
+    let mut deletes: Vec<(u64, Option<i64>)> = Vec::new();
+    for batch in reader {
+        let batch = batch.map_err(|error| failed(error.into()))?;
+        let column = |name| batch.column_by_name(name).and_then(|array| array.as_primitive_opt::<Int64Type>());
+        let positions =
+            column("pos").ok_or_else(|| StorageError::invalid(url, "a delete file without a column pos"))?;
+        let snapshots = column(SNAPSHOT_COLUMN);
+        for row in 0..batch.num_rows() {
+            let position = u64::try_from(positions.value(row))
+                .map_err(|_| StorageError::invalid(url, "a delete file with a negative position"))?;
+            if deletes.last().is_some_and(|(last, _)| *last >= position) {
+                return Err(StorageError::invalid(url, "a delete file whose positions do not ascend"));
+            }
+            let snapshot = snapshots.filter(|array| arrow::array::Array::is_valid(array, row)).map(|a| a.value(row));
+            deletes.push((position, snapshot));
+        }
+    }
+    Ok(deletes)
+}
