@@ -1,0 +1,26 @@
+-- One row per table that a pipeline copies.
+CREATE TABLE duckpipe_table (
+    pipeline VARCHAR NOT NULL,
+    source_oid BIGINT NOT NULL,
+    source_schema VARCHAR NOT NULL,
+    source_table VARCHAR NOT NULL,
+    target_schema VARCHAR NOT NULL,
+    target_table VARCHAR NOT NULL,
+    -- DuckLake's table_id. NULL while the lake's table is being made.
+    table_id BIGINT,
+    -- Counts how often the lake's table was made anew.
+    generation BIGINT NOT NULL,
+    -- pending, snapshot, catchup, streaming or errored.
+    state VARCHAR NOT NULL,
+    -- The table's own position where its state is not streaming; a streaming table is at its pipeline's.
+    lsn VARCHAR,
+    -- JSON: [{"attnum", "column_id", "element"}].
+    columns VARCHAR NOT NULL,
+    rows_copied BIGINT NOT NULL,
+    rows_applied BIGINT NOT NULL,
+    -- Values set to NULL because the lake's type can't hold them.
+    values_nulled BIGINT NOT NULL,
+    last_commit_at TIMESTAMPTZ,
+    error VARCHAR,
+    PRIMARY KEY (pipeline, target_schema, target_table)
+);

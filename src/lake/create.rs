@@ -1,0 +1,263 @@
+//! Making a lake's table.
+//!
+//! Native DDL and direct writes can't share a transaction, so the table's row is written first, without a `table_id`: a
+//! process that dies in between leaves a row that says whose the half-made table is.
+
+use super::Lake;
+use super::pipeline::{self, Fence};
+use super::session::{LAKE, Session};
+use super::table::{
+    LakeColumn, LakeTable, TableRow, TableState, catalog_columns, match_columns, read_rows, table_folder,
+};
+use crate::batch::layout::TableLayout;
+use crate::error::{Because, Error, ErrorKind, Result, ResultExt};
+use crate::source::table::TableName;
+use crate::sql::{identifier, literal};
+
+/// A table that the lake shall have.
+#[derive(Clone, Debug)]
+pub struct NewTable {
+    /// The source table's oid.
+    pub source_oid: u32,
+    /// The source table.
+    pub source: TableName,
+    /// The lake's table.
+    pub target: TableName,
+    /// Its columns.
+    pub layout: TableLayout,
+    /// Drop the pipeline's table of that name and make it anew where its columns are not the layout's. Without this such a
+    /// table is an error.
+    pub recreate: bool,
+}
+
+/// What is to be done after the table's row was written.
+enum Plan {
+    Use { table_id: i64, columns: Vec<LakeColumn>, generation: i64 },
+    Make { drop: Option<TableName>, generation: i64 },
+}
+
+impl Lake {
+    /// Refuses a target that [`Lake::create_table`] would refuse, before anything is written.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Precondition`] where the target is another pipeline's, or exists and is nobody's.
+    pub async fn check_target(&self, pipeline: &str, target: &TableName) -> Result<()> {
+        let (pipeline, target) = (pipeline.to_owned(), target.clone());
+        self.run(move |session| {
+            claimable(session, &pipeline, &target).map(drop).context(|| format!("the lake's table {target}"))
+        })
+        .await
+    }
+
+    /// The lake's table of a row whose source table has `layout` now.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Table`] where it was dropped, or its columns are not the layout's any more.
+    pub async fn fitting_table(&self, row: &TableRow, layout: &TableLayout) -> Result<LakeTable> {
+        let table = self.lake_table(row).await?;
+        let (table_id, layout, source) = (table.table_id, layout.clone(), row.source.clone());
+        let columns = self
+            .run(move |session| {
+                match_columns(&layout, &catalog_columns(session, table_id)?).map_err(|difference| {
+                    let what = format!("{source} has other columns than when it was copied ({difference})");
+                    Error::new(ErrorKind::Table, what).remedy("copy everything anew: `duckpipe sync --resnapshot`")
+                })
+            })
+            .await?;
+        Ok(LakeTable { columns, ..table })
+    }
+
+    /// The lake's table for a source table: the pipeline's own one where its columns fit, else a new one. It belongs to the
+    /// pipeline from then on, in [`TableState::Pending`] where it is new.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Precondition`] where the target exists and is not this pipeline's, or differs and `recreate` is not set.
+    pub async fn create_table(&self, fence: &Fence, new: &NewTable) -> Result<LakeTable> {
+        let (fence, new) = (fence.clone(), new.clone());
+        self.run(move |session| {
+            let context = || format!("the lake's table {}", new.target);
+            let plan = session.locked_transaction(|session| plan(session, &fence, &new)).context(context)?;
+            let (table_id, columns, generation) = match plan {
+                Plan::Use { table_id, columns, generation } => (table_id, columns, generation),
+                Plan::Make { drop, generation } => {
+                    let (table_id, columns) = make(session, &new, drop.as_ref()).context(context)?;
+                    (table_id, columns, generation)
+                }
+            };
+            set_options(session, table_id).context(context)?;
+            session.locked_transaction(|session| {
+                pipeline::held(session, &fence)?;
+                record(session, &fence, &new, table_id, &columns, generation)
+            })?;
+            let (name, folder) = table_folder(session, table_id)?
+                .ok_or_else(|| Error::new(ErrorKind::Conflict, "the table was dropped while it was being made"))?;
+            Ok(LakeTable { table_id, name, folder, columns })
+        })
+        .await
+    }
+}
+
+/// What the catalog knows of a target: its row, and the lake's table of that name.
+type Target = (Option<TableRow>, Option<(i64, TableName)>);
+
+/// Refuses a target that the pipeline must not write to.
+fn claimable(session: &Session, pipeline: &str, target: &TableName) -> Result<Target> {
+    let condition = format!(
+        "lower(t.target_schema) = lower({}) AND lower(t.target_table) = lower({})",
+        literal(&target.schema),
+        literal(&target.table)
+    );
+    let rows = read_rows(session, &condition)?;
+    if let Some(other) = rows.iter().find(|row| row.pipeline != pipeline) {
+        return Err(Error::new(ErrorKind::Precondition, format!("it belongs to pipeline {}", other.pipeline))
+            .remedy("give the table another target"));
+    }
+    if let Some(other) = rows.iter().find(|row| row.target != *target) {
+        return Err(Error::new(ErrorKind::Precondition, format!("{} differs from it in case only", other.target))
+            .remedy("give the table another target"));
+    }
+    let lives = live_table(session, target)?;
+    if rows.is_empty() && lives.is_some() {
+        return Err(Error::new(ErrorKind::Precondition, "it exists already and is not this pipeline's")
+            .remedy("give the table another target, or drop the lake's table"));
+    }
+    Ok((rows.into_iter().next(), lives))
+}
+
+/// Decides what to do, and writes the row that claims the target.
+fn plan(session: &Session, fence: &Fence, new: &NewTable) -> Result<Plan> {
+    pipeline::held(session, fence)?;
+    let (row, lives) = claimable(session, &fence.pipeline, &new.target)?;
+    let Some(row) = row else {
+        insert_row(session, fence, new)?;
+        return Ok(Plan::Make { drop: None, generation: 1 });
+    };
+    plan_existing(session, fence, new, &row, lives)
+}
+
+fn plan_existing(
+    session: &Session,
+    fence: &Fence,
+    new: &NewTable,
+    row: &TableRow,
+    lives: Option<(i64, TableName)>,
+) -> Result<Plan> {
+    let half_made = row.table_id.is_none();
+    let Some((table_id, name)) = lives else {
+        return Ok(Plan::Make { drop: None, generation: if half_made { row.generation } else { row.generation + 1 } });
+    };
+    if !half_made && row.table_id != Some(table_id) {
+        return Err(Error::new(
+            ErrorKind::Precondition,
+            "somebody else dropped it and made another table of that name",
+        )
+        .remedy("drop the lake's table, or give the table another target"));
+    }
+    let difference = match match_columns(&new.layout, &catalog_columns(session, table_id)?) {
+        Ok(columns) => return Ok(Plan::Use { table_id, columns, generation: row.generation }),
+        Err(difference) => difference,
+    };
+    if !half_made && !new.recreate {
+        return Err(Error::new(
+            ErrorKind::Precondition,
+            format!("its columns are not those of the source table {} ({difference})", new.source),
+        )
+        .remedy("copy the table anew: `duckpipe sync --resnapshot`"));
+    }
+    // From here on the table is half made, so that a restart goes on with dropping it.
+    session.write(&format!(
+        "UPDATE {}.duckpipe_table SET table_id = NULL WHERE pipeline = {} AND target_schema = {} AND target_table = {}",
+        session.tables(),
+        literal(&fence.pipeline),
+        literal(&row.target.schema),
+        literal(&row.target.table)
+    ))?;
+    Ok(Plan::Make { drop: Some(name), generation: row.generation + 1 })
+}
+
+/// The live table of that name in any case, with its name as the lake spells it.
+fn live_table(session: &Session, target: &TableName) -> Result<Option<(i64, TableName)>> {
+    let tables = session.tables();
+    let sql = format!(
+        "SELECT t.table_id, s.schema_name, t.table_name FROM {tables}.ducklake_table t \
+         JOIN {tables}.ducklake_schema s ON s.schema_id = t.schema_id \
+         WHERE t.end_snapshot IS NULL AND s.end_snapshot IS NULL \
+         AND lower(s.schema_name) = lower({}) AND lower(t.table_name) = lower({})",
+        literal(&target.schema),
+        literal(&target.table)
+    );
+    let rows = session.read(&sql, |row| Ok((row.get(0)?, TableName { schema: row.get(1)?, table: row.get(2)? })))?;
+    Ok(rows.into_iter().next())
+}
+
+fn make(session: &Session, new: &NewTable, drop: Option<&TableName>) -> Result<(i64, Vec<LakeColumn>)> {
+    let columns =
+        new.layout.columns.iter().map(|column| format!("{} {}", identifier(&column.name), column.column_type.lake()));
+    let columns = columns.collect::<Vec<_>>().join(", ");
+    let qualified = |name: &TableName| format!("{LAKE}.{}.{}", identifier(&name.schema), identifier(&name.table));
+    if let Some(name) = drop {
+        session.batch(&format!("DROP TABLE {}", qualified(name)))?;
+    }
+    session.transaction(|session| {
+        session.batch(&format!("CREATE SCHEMA IF NOT EXISTS {LAKE}.{}", identifier(&new.target.schema)))?;
+        session.batch(&format!("CREATE TABLE {} ({columns})", qualified(&new.target)))
+    })?;
+    let (table_id, _) = live_table(session, &new.target)?
+        .ok_or_else(|| Error::new(ErrorKind::Conflict, "the table was dropped while it was being made"))?;
+    let columns = match_columns(&new.layout, &catalog_columns(session, table_id)?)
+        .map_err(|column| Error::new(ErrorKind::Internal, format!("column {column} was not made as asked")))?;
+    Ok((table_id, columns))
+}
+
+/// Keeps DuckLake's own maintenance away: its merge, rewrite and flush lose data in races with ours.
+fn set_options(session: &Session, table_id: i64) -> Result<()> {
+    let (name, _) = table_folder(session, table_id)?
+        .ok_or_else(|| Error::new(ErrorKind::Conflict, "the table was dropped while it was being made"))?;
+    for (option, value) in [("auto_compact", "false"), ("data_inlining_row_limit", "0")] {
+        session.batch(&format!(
+            "CALL {LAKE}.set_option('{option}', {value}, schema => {}, table_name => {})",
+            literal(&name.schema),
+            literal(&name.table)
+        ))?;
+    }
+    Ok(())
+}
+
+fn insert_row(session: &Session, fence: &Fence, new: &NewTable) -> Result<()> {
+    session.write(&format!(
+        "INSERT INTO {}.duckpipe_table (pipeline, source_oid, source_schema, source_table, target_schema, target_table, \
+         table_id, generation, state, lsn, columns, rows_copied, rows_applied, values_nulled, last_commit_at, error) \
+         VALUES ({}, {}, {}, {}, {}, {}, NULL, 1, '{}', NULL, '[]', 0, 0, 0, NULL, NULL)",
+        session.tables(),
+        literal(&fence.pipeline),
+        new.source_oid,
+        literal(&new.source.schema),
+        literal(&new.source.table),
+        literal(&new.target.schema),
+        literal(&new.target.table),
+        TableState::Pending
+    ))
+}
+
+fn record(
+    session: &Session,
+    fence: &Fence,
+    new: &NewTable,
+    table_id: i64,
+    columns: &[LakeColumn],
+    generation: i64,
+) -> Result<()> {
+    let columns = serde_json::to_string(columns).because(ErrorKind::Internal, || "writing the columns".into())?;
+    session.write(&format!(
+        "UPDATE {}.duckpipe_table SET table_id = {table_id}, columns = {}, generation = {generation}, source_oid = {}, \
+         source_schema = {}, source_table = {} WHERE pipeline = {} AND target_schema = {} AND target_table = {}",
+        session.tables(),
+        literal(&columns),
+        new.source_oid,
+        literal(&new.source.schema),
+        literal(&new.source.table),
+        literal(&fence.pipeline),
+        literal(&new.target.schema),
+        literal(&new.target.table)
+    ))
+}

@@ -1,0 +1,87 @@
+//! duckpipe's own tables in the catalog: made on first use, refused where they are newer than this program.
+
+use super::session::{CatalogKind, Session};
+use crate::error::{Error, ErrorKind, Result};
+use crate::sql::literal;
+
+/// The version of the tables in `schemas/` that this program reads and writes.
+const VERSION: i64 = 1;
+
+/// The tables of [`VERSION`].
+const TABLES: [&str; 4] = [
+    include_str!("../../schemas/duckpipe_format.sql"),
+    include_str!("../../schemas/duckpipe_pipeline.sql"),
+    include_str!("../../schemas/duckpipe_table.sql"),
+    include_str!("../../schemas/duckpipe_upload.sql"),
+];
+
+/// Indexes on DuckLake's own tables.
+const INDEXES: &str = include_str!("../../schemas/postgres_indexes.sql");
+
+/// Makes the tables where they are missing, and returns the catalog's id.
+pub(crate) fn prepare(session: &Session) -> Result<String> {
+    if session.has_table("duckpipe_format")? {
+        return check(session);
+    }
+    session.transaction(|session| {
+        // duckpipe_format is not there yet to be locked; two first starts meet at DuckLake's own table.
+        session.lock("ducklake_metadata")?;
+        if session.has_table("duckpipe_format")? {
+            return check(session);
+        }
+        let tables = session.tables();
+        for table in TABLES {
+            session.write(&table.replace("CREATE TABLE ", &format!("CREATE TABLE {tables}.")))?;
+        }
+        let catalog_id = uuid::Uuid::now_v7().to_string();
+        session.write(&format!(
+            "INSERT INTO {tables}.duckpipe_format (version, catalog_id, created_at) VALUES ({VERSION}, {}, now())",
+            literal(&catalog_id)
+        ))?;
+        index(session)?;
+        Ok(catalog_id)
+    })
+}
+
+/// Makes the indexes where the tables are ours: a lake that another role has made works without them, only slower.
+fn index(session: &Session) -> Result<()> {
+    if session.kind != CatalogKind::Postgres {
+        return Ok(());
+    }
+    let sql = format!(
+        "SELECT count(*) FROM pg_catalog.pg_tables WHERE schemaname = {} AND pg_has_role(tableowner, 'USAGE') AND tablename \
+         IN ('ducklake_data_file', 'ducklake_delete_file', 'ducklake_file_column_stats')",
+        literal(&session.schema)
+    );
+    if session.read(&sql, |row| row.get::<_, i64>(0))? == [3] {
+        session.write(&INDEXES.replace(" ON ", &format!(" ON {}.", session.tables())))?;
+    }
+    Ok(())
+}
+
+/// The catalog's id, where duckpipe has used the catalog before.
+pub(crate) fn catalog_id(session: &Session) -> Result<Option<String>> {
+    match session.has_table("duckpipe_format")? {
+        true => check(session).map(Some),
+        false => Ok(None),
+    }
+}
+
+/// Refuses tables of another version; returns the catalog's id.
+pub(crate) fn check(session: &Session) -> Result<String> {
+    if !session.has_table("duckpipe_format")? {
+        return Err(Error::new(ErrorKind::Precondition, "duckpipe has never written to this lake")
+            .remedy("run `duckpipe sync` first"));
+    }
+    let sql = format!("SELECT version, catalog_id FROM {}.duckpipe_format", session.tables());
+    let rows = session.read(&sql, |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)))?;
+    match rows.as_slice() {
+        [(VERSION, catalog_id)] => Ok(catalog_id.clone()),
+        [(version, _)] if *version > VERSION => Err(Error::new(
+            ErrorKind::Precondition,
+            format!("the catalog was written by a newer duckpipe: format {version}, and this one knows {VERSION}"),
+        )
+        .remedy("upgrade duckpipe")),
+        _ => Err(Error::new(ErrorKind::Precondition, "duckpipe_format does not hold one row of a known version")),
+    }
+}

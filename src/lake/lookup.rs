@@ -1,0 +1,196 @@
+//! From keys to rows: where in a table's files a key lies, and what stands there.
+//!
+//! Both read the files themselves, by column id, so that no name of a user's column can get in the way. What is read is streamed;
+//! memory follows the keys and what is found, never the files. Cost does follow the files: without an index of keys, all key columns
+//! that no bounds exclude are read.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use arrow::compute::{concat_batches, interleave};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use duckpipe_storage::{DataFileReader, Rows, Store, read_delete_file};
+use futures::TryStreamExt;
+use parquet::arrow::PARQUET_FIELD_ID_META_KEY;
+use tokio::task::JoinSet;
+
+use super::files::LiveFile;
+use super::key_index::KeyIndex;
+use crate::error::{Because, Error, ErrorKind, Result, ResultExt};
+
+/// A table's key columns.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyColumns {
+    /// Their column ids in the lake.
+    pub field_ids: Vec<i32>,
+    /// Their Arrow types.
+    pub types: Vec<DataType>,
+}
+
+/// Where a row is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RowPosition {
+    /// The index of its file among those that were searched.
+    pub file: usize,
+    /// Its position in the file, counted from 0.
+    pub position: u64,
+}
+
+/// Keys, by their index among those that are looked up, each with a row's position.
+type Matches = Vec<(u32, u64)>;
+
+/// Finds the live row of each key. `keys` holds the key columns, each key once; the answer has an entry for each.
+///
+/// Fails with [`ErrorKind::Table`] where a key has two live rows.
+pub async fn locate(
+    store: &Store,
+    files: &[LiveFile],
+    key: &KeyColumns,
+    keys: &RecordBatch,
+) -> Result<Vec<Option<RowPosition>>> {
+    let mut found: Vec<Option<RowPosition>> = vec![None; keys.num_rows()];
+    let mut missing = keys.num_rows();
+    if missing == 0 || files.is_empty() {
+        return Ok(found);
+    }
+    let index = Arc::new(KeyIndex::new(&key.types, keys)?);
+    let schema = schema_by_id(&key.field_ids, &key.types);
+    // The newest files first: what changes has often changed lately, and the search ends with the last key found.
+    let mut waiting = (0..files.len()).rev().filter(|file| index.may_be_within(&files[*file].key_bounds));
+    let mut running: JoinSet<Result<(usize, Matches)>> = JoinSet::new();
+    while missing > 0 {
+        while running.len() < store.reads_at_once()
+            && let Some(file) = waiting.next()
+        {
+            let (store, live) = (store.clone(), files[file].clone());
+            let (index, schema) = (Arc::clone(&index), Arc::clone(&schema));
+            running.spawn(async move { Ok((file, search(&store, &live, &index, schema).await?)) });
+        }
+        let Some(ended) = running.join_next().await else { break };
+        let (file, rows) = ended.because(ErrorKind::Internal, || "a search for keys did not end".to_string())??;
+        for (key, position) in rows {
+            let place = &mut found[key as usize];
+            if let Some(other) = place {
+                let message = format!(
+                    "one key has two rows in the lake: row {position} of {} and row {} of {}",
+                    files[file].path, other.position, files[other.file].path
+                );
+                return Err(
+                    Error::new(ErrorKind::Table, message).remedy("copy the table anew: `duckpipe sync --resnapshot`")
+                );
+            }
+            *place = Some(RowPosition { file, position });
+            missing -= 1;
+        }
+    }
+    Ok(found)
+}
+
+/// Reads rows, in the order of `positions`, which may repeat. A column that a file was written without is NULL. All of them are in
+/// memory at once: ask for as many as fit.
+pub async fn fetch(
+    store: &Store,
+    files: &[LiveFile],
+    field_ids: &[i32],
+    schema: SchemaRef,
+    positions: &[RowPosition],
+) -> Result<RecordBatch> {
+    if positions.is_empty() {
+        return Ok(RecordBatch::new_empty(schema));
+    }
+    let mut by_file: HashMap<usize, Vec<u64>> = HashMap::new();
+    for row in positions {
+        by_file.entry(row.file).or_default().push(row.position);
+    }
+    let types: Vec<DataType> = schema.fields().iter().map(|field| field.data_type().clone()).collect();
+    let wanted = schema_by_id(field_ids, &types);
+    let mut waiting = Vec::with_capacity(by_file.len());
+    for (file, mut rows) in by_file {
+        rows.sort_unstable();
+        rows.dedup();
+        let live =
+            files.get(file).ok_or_else(|| Error::new(ErrorKind::Internal, format!("there is no file {file}")))?;
+        waiting.push((file, live.path.clone(), rows));
+    }
+    let mut waiting = waiting.into_iter();
+    let mut running: JoinSet<Result<(usize, Vec<u64>, RecordBatch)>> = JoinSet::new();
+    // For each file, which of `read` its rows are in, and the positions of these.
+    let mut places: HashMap<usize, (usize, Vec<u64>)> = HashMap::new();
+    let mut read: Vec<RecordBatch> = Vec::new();
+    loop {
+        while running.len() < store.reads_at_once()
+            && let Some((file, path, rows)) = waiting.next()
+        {
+            let (store, wanted) = (store.clone(), Arc::clone(&wanted));
+            running.spawn(async move {
+                let batch = read_rows(&store, &path, wanted, &rows).await.context(|| path)?;
+                Ok((file, rows, batch))
+            });
+        }
+        let Some(ended) = running.join_next().await else { break };
+        let (file, rows, batch) = ended.because(ErrorKind::Internal, || "a read of rows did not end".to_string())??;
+        places.insert(file, (read.len(), rows));
+        read.push(batch);
+    }
+    let order: Vec<(usize, usize)> = positions
+        .iter()
+        .filter_map(|row| {
+            let (batch, rows) = places.get(&row.file)?;
+            Some((*batch, rows.binary_search(&row.position).ok()?))
+        })
+        .collect();
+    let columns = (0..schema.fields().len())
+        .map(|column| interleave(&read.iter().map(|batch| batch.column(column).as_ref()).collect::<Vec<_>>(), &order))
+        .collect::<std::result::Result<Vec<_>, _>>()
+        .because(ErrorKind::Internal, || "rows can't be put in order".to_string())?;
+    if order.len() != positions.len() {
+        return Err(Error::new(ErrorKind::Internal, "not all rows were read"));
+    }
+    RecordBatch::try_new(schema, columns).because(ErrorKind::Internal, || "rows do not fit their table".to_string())
+}
+
+/// The keys that a file holds in live rows, each with the row's position.
+async fn search(store: &Store, live: &LiveFile, index: &KeyIndex, schema: SchemaRef) -> Result<Matches> {
+    let file = DataFileReader::open(store, &live.path).await?;
+    let ids: Vec<i32> = schema.fields().iter().filter_map(|field| duckpipe_storage::field_id(field)).collect();
+    if !ids.iter().all(|id| file.has_column(*id)) {
+        // Written before the key's column existed: NULL is no key.
+        return Ok(Vec::new());
+    }
+    let mut keep = vec![true; file.row_groups().len()];
+    for (column, id) in ids.iter().enumerate() {
+        if let Some((min, max)) = file.bounds(*id)? {
+            index.prune(column, &min, &max, &mut keep);
+        }
+    }
+    let groups = (0..keep.len()).filter(|group| keep[*group]).collect();
+    let mut input = file.read(schema, Rows::RowGroups(groups))?;
+    let mut found = Vec::new();
+    while let Some(rows) = input.try_next().await? {
+        index.matches(&rows.batch, |row, key| found.push((key, rows.positions[row]))).context(|| live.path.clone())?;
+    }
+    if let Some(delete) = &live.delete
+        && !found.is_empty()
+    {
+        let dead = read_delete_file(store, &delete.path).await?;
+        found.retain(|(_, position)| dead.binary_search_by_key(position, |(position, _)| *position).is_err());
+    }
+    Ok(found)
+}
+
+async fn read_rows(store: &Store, path: &str, schema: SchemaRef, rows: &[u64]) -> Result<RecordBatch> {
+    let file = DataFileReader::open(store, path).await?;
+    let input = file.read(Arc::clone(&schema), Rows::Positions(rows.to_vec()))?;
+    let batches: Vec<_> = input.map_ok(|rows| rows.batch).try_collect().await?;
+    concat_batches(&schema, &batches).because(ErrorKind::Internal, || "rows can't be joined".to_string())
+}
+
+/// A schema that says columns by their ids; the names do not matter.
+fn schema_by_id(field_ids: &[i32], types: &[DataType]) -> SchemaRef {
+    let fields = field_ids.iter().zip(types).map(|(id, data_type)| {
+        let metadata = HashMap::from([(PARQUET_FIELD_ID_META_KEY.to_string(), id.to_string())]);
+        Field::new(id.to_string(), data_type.clone(), true).with_metadata(metadata)
+    });
+    Arc::new(Schema::new(fields.collect::<Vec<_>>()))
+}

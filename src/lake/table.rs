@@ -1,0 +1,460 @@
+//! A pipeline's tables: their rows in the catalog and their columns in the lake.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
+use serde::{Deserialize, Serialize};
+
+use super::Lake;
+use super::files::id_list;
+use super::pipeline::{self, Fence, parse_lsn};
+use super::session::Session;
+use crate::batch::layout::{ColumnType, TableLayout};
+use crate::error::{Because, Error, ErrorKind, Result};
+use crate::lsn::Lsn;
+use crate::source::table::TableName;
+use crate::sql::literal;
+
+/// Where a table is in its life.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TableState {
+    /// Not begun.
+    #[default]
+    Pending,
+    /// Its first copy runs.
+    Snapshot,
+    /// Copied, on its way to its pipeline's position.
+    Catchup,
+    /// At its pipeline's position.
+    Streaming,
+    /// Stopped, at its last consistent rows.
+    Errored,
+}
+
+impl TableState {
+    /// The state's name in the catalog and in `status`.
+    pub fn name(self) -> &'static str {
+        match self {
+            TableState::Pending => "pending",
+            TableState::Snapshot => "snapshot",
+            TableState::Catchup => "catchup",
+            TableState::Streaming => "streaming",
+            TableState::Errored => "errored",
+        }
+    }
+}
+
+impl fmt::Display for TableState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for TableState {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        use TableState::{Catchup, Errored, Pending, Snapshot, Streaming};
+        [Pending, Snapshot, Catchup, Streaming, Errored]
+            .into_iter()
+            .find(|state| state.name() == name)
+            .ok_or_else(|| Error::new(ErrorKind::Internal, format!("{name:?} is no state of a table")))
+    }
+}
+
+/// A row of `duckpipe_table`, with what `status` shows.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TableRow {
+    /// The pipeline's name.
+    pub pipeline: String,
+    /// The source table's oid.
+    pub source_oid: u32,
+    /// The source table.
+    pub source: TableName,
+    /// The lake's table.
+    pub target: TableName,
+    /// DuckLake's `table_id`; `None` while the lake's table is being made.
+    pub table_id: Option<i64>,
+    /// How often the lake's table was made anew.
+    pub generation: i64,
+    /// Where it is in its life.
+    pub state: TableState,
+    /// The source position that the lake's table shows: its pipeline's where it is streaming.
+    pub lsn: Option<Lsn>,
+    /// The columns that duckpipe writes.
+    pub columns: Vec<LakeColumn>,
+    /// Rows copied by snapshots.
+    pub rows_copied: u64,
+    /// Row changes applied from the WAL.
+    pub rows_applied: u64,
+    /// Values set to NULL because the lake's type can't hold them.
+    pub values_nulled: u64,
+    /// The last commit with data of this table, in microseconds since 1970.
+    pub last_commit_at: Option<i64>,
+    /// Why it is errored.
+    pub error: Option<String>,
+}
+
+/// A column of the lake and the source column that fills it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LakeColumn {
+    /// `pg_attribute.attnum` in the source.
+    pub attnum: i16,
+    /// DuckLake's ids.
+    #[serde(flatten)]
+    pub id: FieldId,
+}
+
+/// DuckLake's `column_id`s of a column and of what is nested in it; they are the Parquet field ids.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FieldId {
+    /// The column's id.
+    pub column_id: i64,
+    /// A list's element.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub element: Option<Box<FieldId>>,
+}
+
+/// A table of the lake as a writer needs it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LakeTable {
+    /// DuckLake's `table_id`.
+    pub table_id: i64,
+    /// The name in the lake.
+    pub name: TableName,
+    /// The folder of its files below the data path, without a slash at its end: `public/orders`.
+    pub folder: String,
+    /// Its columns, in the order of the layout that it was made from.
+    pub columns: Vec<LakeColumn>,
+}
+
+/// The key in a field's metadata under which the Parquet writer looks for the field id.
+const FIELD_ID: &str = "PARQUET:field_id";
+
+impl LakeTable {
+    /// The layout's Arrow schema with the lake's field ids: what the table's Parquet files have.
+    pub fn schema(&self, layout: &TableLayout) -> Result<SchemaRef> {
+        if layout.columns.len() != self.columns.len() {
+            return Err(Error::new(
+                ErrorKind::Internal,
+                format!(
+                    "{}: {} columns in the layout, {} in the lake",
+                    self.name,
+                    layout.columns.len(),
+                    self.columns.len()
+                ),
+            ));
+        }
+        let fields = layout.columns.iter().zip(&self.columns).map(|(column, lake)| {
+            let data_type = with_element_ids(&column.column_type.arrow(), &lake.id);
+            with_id(Field::new(&column.name, data_type, true), &lake.id)
+        });
+        Ok(Arc::new(Schema::new(fields.collect::<Vec<FieldRef>>())))
+    }
+
+    /// The lake's ids of the layout's key columns.
+    pub fn key_ids(&self, layout: &TableLayout) -> Vec<i64> {
+        layout.key.iter().filter_map(|index| self.columns.get(*index)).map(|column| column.id.column_id).collect()
+    }
+}
+
+fn with_id(field: Field, id: &FieldId) -> FieldRef {
+    Arc::new(field.with_metadata(HashMap::from([(FIELD_ID.to_owned(), id.column_id.to_string())])))
+}
+
+fn with_element_ids(data_type: &DataType, id: &FieldId) -> DataType {
+    match (data_type, &id.element) {
+        (DataType::List(element), Some(element_id)) => {
+            let inner = with_element_ids(element.data_type(), element_id);
+            DataType::List(with_id(Field::new(element.name(), inner, true), element_id))
+        }
+        _ => data_type.clone(),
+    }
+}
+
+/// The name that DuckLake's metadata gives a type.
+pub(super) fn ducklake_type(column_type: &ColumnType) -> String {
+    match column_type {
+        ColumnType::Bool => "boolean".into(),
+        ColumnType::Int2 => "int16".into(),
+        ColumnType::Int4 => "int32".into(),
+        ColumnType::Int8 => "int64".into(),
+        ColumnType::Oid => "uint32".into(),
+        ColumnType::Float4 => "float32".into(),
+        ColumnType::Float8 => "float64".into(),
+        ColumnType::Decimal { precision, scale } => format!("decimal({precision},{scale})"),
+        ColumnType::Text => "varchar".into(),
+        ColumnType::Json => "json".into(),
+        ColumnType::Bytes => "blob".into(),
+        ColumnType::Date => "date".into(),
+        ColumnType::Time => "time".into(),
+        ColumnType::Timestamp => "timestamp".into(),
+        ColumnType::TimestampTz => "timestamptz".into(),
+        ColumnType::Uuid => "uuid".into(),
+        ColumnType::List(_) => "list".into(),
+    }
+}
+
+/// A live row of `ducklake_column`.
+#[derive(Clone, Debug)]
+pub(super) struct CatalogColumn {
+    pub(super) id: i64,
+    pub(super) name: String,
+    pub(super) lake_type: String,
+    pub(super) parent: Option<i64>,
+}
+
+/// The lake's current columns of a table, nested ones included.
+pub(super) fn catalog_columns(session: &Session, table_id: i64) -> Result<Vec<CatalogColumn>> {
+    let sql = format!(
+        "SELECT column_id, column_name, column_type, parent_column FROM {}.ducklake_column \
+         WHERE table_id = {table_id} AND end_snapshot IS NULL ORDER BY column_order",
+        session.tables()
+    );
+    session.read(&sql, |row| {
+        Ok(CatalogColumn { id: row.get(0)?, name: row.get(1)?, lake_type: row.get(2)?, parent: row.get(3)? })
+    })
+}
+
+/// The ids of a layout's columns, or which column the lake's table does not have as the layout wants it.
+pub(super) fn match_columns(
+    layout: &TableLayout,
+    columns: &[CatalogColumn],
+) -> std::result::Result<Vec<LakeColumn>, String> {
+    let matched: Vec<LakeColumn> = layout
+        .columns
+        .iter()
+        .map(|wanted| {
+            let lower = wanted.name.to_lowercase();
+            let found = columns.iter().find(|column| column.parent.is_none() && column.name.to_lowercase() == lower);
+            let id = found.and_then(|found| field_id(&wanted.column_type, found, columns));
+            id.map(|id| LakeColumn { attnum: wanted.attnum, id }).ok_or_else(|| wanted.name.clone())
+        })
+        .collect::<std::result::Result<_, _>>()?;
+    match columns.iter().filter(|column| column.parent.is_none()).count() == matched.len() {
+        true => Ok(matched),
+        false => Err("the number of columns".into()),
+    }
+}
+
+fn field_id(wanted: &ColumnType, found: &CatalogColumn, columns: &[CatalogColumn]) -> Option<FieldId> {
+    if found.lake_type != ducklake_type(wanted) {
+        return None;
+    }
+    let element = match wanted {
+        ColumnType::List(element) => {
+            let child = columns.iter().find(|column| column.parent == Some(found.id))?;
+            Some(Box::new(field_id(element, child, columns)?))
+        }
+        _ => None,
+    };
+    Some(FieldId { column_id: found.id, element })
+}
+
+/// The folder of a live table below the data path, and its name; `None` where the table is gone.
+pub(super) fn table_folder(session: &Session, table_id: i64) -> Result<Option<(TableName, String)>> {
+    let tables = session.tables();
+    let sql = format!(
+        "SELECT s.schema_name, t.table_name, s.path AS schema_path, \
+         s.path_is_relative AS schema_relative, t.path AS table_path, t.path_is_relative AS table_relative \
+         FROM {tables}.ducklake_table t JOIN {tables}.ducklake_schema s ON s.schema_id = t.schema_id \
+         WHERE t.table_id = {table_id} AND t.end_snapshot IS NULL AND s.end_snapshot IS NULL"
+    );
+    let rows = session.read(&sql, |row| {
+        let name = TableName { schema: row.get(0)?, table: row.get(1)? };
+        let relative = row.get::<_, bool>(3)? && row.get::<_, bool>(5)?;
+        let folder = format!("{}{}", row.get::<_, String>(2)?, row.get::<_, String>(4)?);
+        Ok((name, relative.then_some(folder)))
+    })?;
+    match rows.into_iter().next() {
+        None => Ok(None),
+        Some((name, Some(folder))) => Ok(Some((name, folder.trim_end_matches('/').to_owned()))),
+        Some((name, None)) => Err(Error::new(
+            ErrorKind::Table,
+            format!("{name}: the table's files lie outside the lake's data path, where duckpipe does not write"),
+        )),
+    }
+}
+
+/// A live table of the lake, as it is until the lake's schema changes.
+#[derive(Debug)]
+pub(super) struct KnownTable {
+    pub(super) name: TableName,
+    /// Below the data path, without a slash at its end.
+    pub(super) folder: String,
+    pub(super) columns: Vec<CatalogColumn>,
+}
+
+impl Session {
+    /// The table as of a schema version of the lake, read once; `None` where it is gone.
+    pub(super) fn known_table(&self, table_id: i64, schema_version: i64) -> Result<Option<Arc<KnownTable>>> {
+        let mut known = self.known_tables.borrow_mut();
+        if known.0 != schema_version {
+            *known = (schema_version, HashMap::new());
+        }
+        if let Some(table) = known.1.get(&table_id) {
+            return Ok(Some(table.clone()));
+        }
+        let Some((name, folder)) = table_folder(self, table_id)? else { return Ok(None) };
+        let table = Arc::new(KnownTable { name, folder, columns: catalog_columns(self, table_id)? });
+        known.1.insert(table_id, table.clone());
+        Ok(Some(table))
+    }
+}
+
+/// Columns of `duckpipe_table` in the order that [`TableRow`] is read in.
+const ROW: &str = "t.pipeline, t.source_oid, t.source_schema, t.source_table, t.target_schema, t.target_table, t.table_id, \
+     t.generation, t.state, CASE WHEN t.state = 'streaming' THEN p.lsn ELSE t.lsn END AS applied, t.columns, t.rows_copied, \
+     t.rows_applied, t.values_nulled, CAST(extract(epoch FROM t.last_commit_at) * 1000000 AS BIGINT) AS committed, t.error";
+
+/// Rows of `duckpipe_table` that `condition` (on `t` and `p`) holds for.
+pub(super) fn read_rows(session: &Session, condition: &str) -> Result<Vec<TableRow>> {
+    let tables = session.tables();
+    let sql = format!(
+        "SELECT {ROW} FROM {tables}.duckpipe_table t JOIN {tables}.duckpipe_pipeline p ON p.name = t.pipeline \
+         WHERE {condition} ORDER BY t.target_schema, t.target_table"
+    );
+    let rows = session.read(&sql, |row| {
+        let texts = (row.get::<_, String>(8)?, row.get::<_, Option<String>>(9)?, row.get::<_, String>(10)?);
+        let count = |index| row.get::<_, i64>(index).map(|count| count.max(0) as u64);
+        let read = TableRow {
+            pipeline: row.get(0)?,
+            source_oid: row.get::<_, i64>(1)? as u32,
+            source: TableName { schema: row.get(2)?, table: row.get(3)? },
+            target: TableName { schema: row.get(4)?, table: row.get(5)? },
+            table_id: row.get(6)?,
+            generation: row.get(7)?,
+            state: TableState::Pending,
+            lsn: None,
+            columns: Vec::new(),
+            rows_copied: count(11)?,
+            rows_applied: count(12)?,
+            values_nulled: count(13)?,
+            last_commit_at: row.get(14)?,
+            error: row.get(15)?,
+        };
+        Ok((read, texts))
+    })?;
+    rows.into_iter()
+        .map(|(row, (state, lsn, columns))| {
+            let columns = serde_json::from_str(&columns)
+                .because(ErrorKind::Internal, || format!("{}: the columns in duckpipe_table are broken", row.target))?;
+            Ok(TableRow { state: state.parse()?, lsn: parse_lsn(lsn)?, columns, ..row })
+        })
+        .collect()
+}
+
+impl Lake {
+    /// The pipeline's tables, by name.
+    pub async fn tables(&self, pipeline: &str) -> Result<Vec<TableRow>> {
+        let condition = format!("t.pipeline = {}", literal(pipeline));
+        self.run(move |session| read_rows(session, &condition)).await
+    }
+
+    /// The lake's table of a row, read anew from the catalog.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Table`] where the lake's table was dropped, moved or its columns changed by somebody else.
+    pub async fn lake_table(&self, row: &TableRow) -> Result<LakeTable> {
+        let row = row.clone();
+        self.run(move |session| {
+            let gone = |what: &str| {
+                Error::new(ErrorKind::Table, format!("{}: {what}", row.target))
+                    .remedy("copy the table anew: `duckpipe sync --resnapshot`")
+            };
+            let table_id = row.table_id.ok_or_else(|| gone("the lake's table was never made"))?;
+            let (name, folder) = table_folder(session, table_id)?
+                .ok_or_else(|| gone("the lake's table was dropped by somebody else"))?;
+            let columns = catalog_columns(session, table_id)?;
+            let lives = |id: &FieldId| {
+                columns.iter().any(|column| column.id == id.column_id)
+                    && id.element.as_ref().is_none_or(|e| columns.iter().any(|column| column.id == e.column_id))
+            };
+            if !row.columns.iter().all(|column| lives(&column.id)) {
+                return Err(gone("columns of the lake's table were dropped by somebody else"));
+            }
+            Ok(LakeTable { table_id, name, folder, columns: row.columns.clone() })
+        })
+        .await
+    }
+
+    /// A fresh copy of these tables begins: they leave every other state, and forget an error.
+    pub async fn begin_copy(&self, fence: &Fence, table_ids: &[i64]) -> Result<()> {
+        self.set_states(fence, &format!("table_id IN ({})", id_list(table_ids.iter().copied())), TableState::Snapshot)
+            .await
+    }
+
+    /// The tables that were catching up are level with the source.
+    pub async fn finish_catchup(&self, fence: &Fence) -> Result<()> {
+        self.set_states(fence, &format!("state = '{}'", TableState::Catchup), TableState::Streaming).await
+    }
+
+    async fn set_states(&self, fence: &Fence, which: &str, state: TableState) -> Result<()> {
+        let (fence, which) = (fence.clone(), which.to_owned());
+        self.run(move |session| {
+            session.locked_transaction(|session| {
+                pipeline::held(session, &fence)?;
+                session.write(&format!(
+                    "UPDATE {}.duckpipe_table SET state = '{state}', error = NULL WHERE pipeline = {} AND {which}",
+                    session.tables(),
+                    literal(&fence.pipeline)
+                ))
+            })
+        })
+        .await
+    }
+
+    /// Stops a table: it keeps its rows and the position at which it stands, and the reason is shown.
+    pub async fn fail_table(&self, fence: &Fence, table_id: i64, error: &str) -> Result<()> {
+        let (fence, error) = (fence.clone(), error.to_owned());
+        self.run(move |session| {
+            session.locked_transaction(|session| {
+                pipeline::held(session, &fence)?;
+                let tables = session.tables();
+                let pipeline = literal(&fence.pipeline);
+                session.write(&format!(
+                    "UPDATE {tables}.duckpipe_table SET \
+                     lsn = CASE WHEN state = 'streaming' THEN \
+                     (SELECT p.lsn FROM {tables}.duckpipe_pipeline p WHERE p.name = {pipeline}) ELSE lsn END, \
+                     state = '{}', error = {} WHERE pipeline = {pipeline} AND table_id = {table_id}",
+                    TableState::Errored,
+                    literal(&error)
+                ))
+            })
+        })
+        .await
+    }
+
+    /// Moves a table to another state on its own: no rows, no position. [`Lake::commit`] does it together with rows.
+    pub async fn set_table_state(&self, fence: &Fence, table_id: i64, state: TableState) -> Result<()> {
+        self.change_own_row(fence, move |tables| {
+            format!("UPDATE {tables}.duckpipe_table SET state = '{state}' WHERE table_id = {table_id}")
+        })
+        .await
+    }
+
+    /// Lets go of a table that is not copied any more: the lake's table stays, and belongs to nobody then.
+    pub async fn forget_table(&self, fence: &Fence, target: &TableName) -> Result<()> {
+        let (schema, table) = (literal(&target.schema), literal(&target.table));
+        self.change_own_row(fence, move |tables| {
+            format!("DELETE FROM {tables}.duckpipe_table WHERE target_schema = {schema} AND target_table = {table}")
+        })
+        .await
+    }
+
+    /// Runs a statement whose WHERE clause is narrowed to the pipeline's own rows.
+    async fn change_own_row(&self, fence: &Fence, sql: impl FnOnce(&str) -> String + Send + 'static) -> Result<()> {
+        let fence = fence.clone();
+        self.run(move |session| {
+            session.locked_transaction(|session| {
+                pipeline::held(session, &fence)?;
+                session.write(&format!("{} AND pipeline = {}", sql(&session.tables()), literal(&fence.pipeline)))
+            })
+        })
+        .await
+    }
+}

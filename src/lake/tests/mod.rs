@@ -1,0 +1,8 @@
+//! The committer against real catalogs, with stock DuckDB as the judge.
+
+mod bounds;
+mod failures;
+mod fuzz;
+mod lab;
+mod model;
+mod promises;

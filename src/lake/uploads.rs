@@ -1,0 +1,111 @@
+//! Files on their way into the lake, and those that never arrived.
+
+use std::collections::HashSet;
+
+use super::Lake;
+use super::marker::LakeStore;
+use super::pipeline::{self, Fence};
+use super::session::Session;
+use crate::error::Result;
+use crate::sql::literal;
+
+/// Paths per statement.
+const CHUNK: usize = 500;
+
+impl Lake {
+    /// Records that uploads to these paths (below the data path) are about to begin.
+    pub async fn uploads_starting(&self, fence: &Fence, paths: &[String]) -> Result<()> {
+        if paths.is_empty() {
+            return Ok(());
+        }
+        let (fence, paths) = (fence.clone(), paths.to_vec());
+        self.run(move |session| {
+            session.transaction(|session| {
+                pipeline::held(session, &fence)?;
+                let rows = paths
+                    .iter()
+                    .map(|path| format!("({}, {}, {}, now())", literal(path), literal(&fence.pipeline), fence.epoch));
+                session.write(&format!(
+                    "INSERT INTO {}.duckpipe_upload (path, pipeline, epoch, started_at) VALUES {}",
+                    session.tables(),
+                    rows.collect::<Vec<_>>().join(", ")
+                ))
+            })
+        })
+        .await
+    }
+
+    /// Records that the files at these paths were removed by the caller itself.
+    pub async fn forget_uploads(&self, fence: &Fence, paths: &[String]) -> Result<()> {
+        let (fence, paths) = (fence.clone(), paths.to_vec());
+        self.run(move |session| {
+            session.transaction(|session| {
+                pipeline::held(session, &fence)?;
+                for chunk in paths.chunks(CHUNK) {
+                    session.write(&format!(
+                        "DELETE FROM {}.duckpipe_upload WHERE pipeline = {} AND path IN ({})",
+                        session.tables(),
+                        literal(&fence.pipeline),
+                        path_list(chunk.iter().map(String::as_str))
+                    ))?;
+                }
+                Ok(())
+            })
+        })
+        .await
+    }
+
+    /// Removes from the store what this pipeline's earlier epochs began to upload and the lake never registered. Returns the
+    /// number of files removed.
+    ///
+    /// The holder of an earlier epoch can't commit any more, so what is not registered now never will be. What DuckLake knows,
+    /// ended or scheduled for deletion, is left to its own expiry and cleanup.
+    pub async fn remove_orphans(&self, fence: &Fence, store: &impl LakeStore) -> Result<u64> {
+        let for_thread = fence.clone();
+        let (orphans, settled) =
+            self.run(move |session| session.transaction(|session| find_orphans(session, &for_thread))).await?;
+        for path in &orphans {
+            store.delete(path).await?;
+        }
+        let forgotten: Vec<String> = orphans.iter().chain(&settled).cloned().collect();
+        if !forgotten.is_empty() {
+            self.forget_uploads(fence, &forgotten).await?;
+        }
+        Ok(orphans.len() as u64)
+    }
+}
+
+/// Uploads of dead epochs: those that nothing in the catalog names, and those that something does.
+fn find_orphans(session: &Session, fence: &Fence) -> Result<(Vec<String>, Vec<String>)> {
+    pipeline::held(session, fence)?;
+    let tables = session.tables();
+    let sql = format!(
+        "SELECT path FROM {tables}.duckpipe_upload WHERE pipeline = {} AND epoch < {}",
+        literal(&fence.pipeline),
+        fence.epoch
+    );
+    let uploads = session.read(&sql, |row| row.get::<_, String>(0))?;
+    let mut registered = HashSet::new();
+    for chunk in uploads.chunks(CHUNK) {
+        // DuckLake stores names below the table's folder; the names are unique by themselves, so they are enough to find
+        // candidates, and a candidate is never removed.
+        let names = path_list(chunk.iter().map(|path| file_name(path)));
+        let whole = path_list(chunk.iter().map(String::as_str));
+        let sql = format!(
+            "SELECT path FROM {tables}.ducklake_data_file WHERE path IN ({names}) \
+             UNION ALL SELECT path FROM {tables}.ducklake_delete_file WHERE path IN ({names}) \
+             UNION ALL SELECT path FROM {tables}.ducklake_files_scheduled_for_deletion WHERE path IN ({whole})"
+        );
+        registered
+            .extend(session.read(&sql, |row| row.get::<_, String>(0))?.iter().map(|path| file_name(path).to_owned()));
+    }
+    Ok(uploads.into_iter().partition(|path| !registered.contains(file_name(path))))
+}
+
+fn file_name(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
+}
+
+fn path_list<'a>(paths: impl Iterator<Item = &'a str>) -> String {
+    paths.map(literal).collect::<Vec<_>>().join(", ")
+}
