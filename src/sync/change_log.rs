@@ -1,0 +1,301 @@
+//! The changes of one table since its last flush, in commit order: in memory, or past the budget on local disk.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, BinaryArray, RecordBatch, UInt8Array};
+use arrow::datatypes::{DataType, Field, Schema, UInt8Type};
+use arrow::ipc::reader::StreamReader;
+use arrow::ipc::writer::StreamWriter;
+
+use crate::batch::change::{ChangeBatch, Op};
+use crate::error::{Because, ErrorKind, Result};
+
+/// The events of one table in the order in which the source committed them, numbered from 0.
+#[derive(Clone, Debug)]
+pub struct ChangeLog {
+    /// The key's column indices.
+    key: Vec<usize>,
+    segments: Vec<Segment>,
+    events: u64,
+    inserts_only: bool,
+    /// Events that hold values that became NULL because their type could not hold them: event, number of values.
+    nulled: Vec<(u64, u64)>,
+    spill: Option<Arc<Spill>>,
+}
+
+/// What the key of each event of a segment and its operation are; the values of the other columns stay where they are.
+pub struct KeyedEvents {
+    /// The operations, as [`Op`].
+    pub ops: UInt8Array,
+    /// Which columns' TOAST values are unchanged; see [`ChangeBatch::unchanged`].
+    pub unchanged: Option<BinaryArray>,
+    /// The key columns.
+    pub keys: RecordBatch,
+}
+
+impl KeyedEvents {
+    /// The unchanged columns of an event as a bitmap, where there are any.
+    pub fn unchanged(&self, row: usize) -> Option<&[u8]> {
+        unchanged_at(self.unchanged.as_ref(), row)
+    }
+}
+
+fn unchanged_at(unchanged: Option<&BinaryArray>, row: usize) -> Option<&[u8]> {
+    unchanged.filter(|array| array.is_valid(row)).map(|array| array.value(row))
+}
+
+/// Whether bit `column` is set in an unchanged bitmap.
+pub fn is_unchanged(bitmap: &[u8], column: usize) -> bool {
+    bitmap.get(column / 8).is_some_and(|byte| byte & (1 << (column % 8)) != 0)
+}
+
+/// A run of events: a slice of a batch in memory or on disk.
+#[derive(Clone, Debug)]
+struct Segment {
+    place: Place,
+    /// The first event of the batch that belongs to this segment.
+    start: usize,
+    len: usize,
+}
+
+#[derive(Clone, Debug)]
+enum Place {
+    Memory(Box<ChangeBatch>),
+    Disk { keys: Extent, rows: Extent },
+}
+
+/// Where a batch lies in the spill file, in bytes.
+#[derive(Clone, Copy, Debug)]
+struct Extent {
+    offset: u64,
+    len: u64,
+}
+
+impl ChangeLog {
+    /// An empty log of a table whose key is made of these columns.
+    pub fn new(key: Vec<usize>) -> Self {
+        ChangeLog { key, segments: Vec::new(), events: 0, inserts_only: true, nulled: Vec::new(), spill: None }
+    }
+
+    /// Appends events.
+    pub fn push(&mut self, batch: ChangeBatch) {
+        let len = batch.ops.len();
+        if len == 0 {
+            return;
+        }
+        self.inserts_only &= arrow::compute::max(&batch.ops) == Some(Op::Insert as u8);
+        self.events += len as u64;
+        self.segments.push(Segment { place: Place::Memory(Box::new(batch)), start: 0, len });
+    }
+
+    /// Notes which rows of the batch that is pushed next hold values that became NULL by policy, and how many.
+    pub fn add_nulled(&mut self, rows: &[(usize, u64)]) {
+        self.nulled.extend(rows.iter().map(|(row, values)| (self.events + *row as u64, *values)));
+    }
+
+    /// Values that became NULL because their type could not hold them.
+    pub fn nulled(&self) -> u64 {
+        self.nulled.iter().map(|(_, values)| values).sum()
+    }
+
+    /// The number of events.
+    pub fn events(&self) -> u64 {
+        self.events
+    }
+
+    /// Whether every event is an INSERT, so that each row stays and no key can be in the lake already.
+    pub fn inserts_only(&self) -> bool {
+        self.inserts_only
+    }
+
+    /// Bytes of memory that the events hold; what was spilled counts nothing.
+    pub fn memory(&self) -> usize {
+        self.segments
+            .iter()
+            .map(|segment| match &segment.place {
+                Place::Memory(batch) => batch.memory(),
+                Place::Disk { .. } => 0,
+            })
+            .sum()
+    }
+
+    /// Whether a part lies on disk.
+    pub fn is_spilled(&self) -> bool {
+        self.spill.is_some()
+    }
+
+    /// The number of segments and, for each, its first event's number.
+    pub fn segment_starts(&self) -> Vec<u64> {
+        let mut next = 0;
+        self.segments
+            .iter()
+            .map(|segment| {
+                let start = next;
+                next += segment.len as u64;
+                start
+            })
+            .collect()
+    }
+
+    /// The operations and keys of a segment.
+    ///
+    /// # Errors
+    /// Transient, when the spill file can't be read.
+    pub fn keyed_events(&self, segment: usize) -> Result<KeyedEvents> {
+        let Segment { place, start, len } = &self.segments[segment];
+        match place {
+            Place::Memory(batch) => Ok(KeyedEvents {
+                ops: batch.ops.slice(*start, *len),
+                unchanged: batch.unchanged.as_ref().map(|array| array.slice(*start, *len)),
+                keys: batch.rows.slice(*start, *len).project(&self.key).because(ErrorKind::Internal, projection)?,
+            }),
+            Place::Disk { keys, .. } => {
+                let batch = self.read(*keys)?.slice(*start, *len);
+                let key: Vec<usize> = (2..batch.num_columns()).collect();
+                Ok(KeyedEvents {
+                    ops: batch.column(0).as_primitive::<UInt8Type>().clone(),
+                    unchanged: Some(batch.column(1).as_binary::<i32>().clone())
+                        .filter(|array| array.null_count() < array.len()),
+                    keys: batch.project(&key).because(ErrorKind::Internal, projection)?,
+                })
+            }
+        }
+    }
+
+    /// The rows of a segment: one an event, NULL but for the key where the event carries no image.
+    ///
+    /// # Errors
+    /// Transient, when the spill file can't be read.
+    pub fn rows(&self, segment: usize) -> Result<RecordBatch> {
+        let Segment { place, start, len } = &self.segments[segment];
+        match place {
+            Place::Memory(batch) => Ok(batch.rows.slice(*start, *len)),
+            Place::Disk { rows, .. } => Ok(self.read(*rows)?.slice(*start, *len)),
+        }
+    }
+
+    /// Cuts the log: keeps the first `events`, returns the rest.
+    #[must_use]
+    pub fn split_off(&mut self, events: u64) -> ChangeLog {
+        let mut rest = ChangeLog { spill: self.spill.clone(), ..ChangeLog::new(self.key.clone()) };
+        rest.inserts_only = self.inserts_only;
+        let cut = self.nulled.partition_point(|(event, _)| *event < events);
+        rest.nulled = self.nulled.split_off(cut).into_iter().map(|(event, values)| (event - events, values)).collect();
+        let mut kept = Vec::new();
+        let mut seen = 0u64;
+        for segment in self.segments.drain(..) {
+            let here = events.saturating_sub(seen).min(segment.len as u64) as usize;
+            seen += segment.len as u64;
+            if here > 0 {
+                kept.push(Segment { len: here, ..segment.clone() });
+            }
+            if here < segment.len {
+                rest.events += (segment.len - here) as u64;
+                rest.segments.push(Segment { start: segment.start + here, len: segment.len - here, ..segment });
+            }
+        }
+        self.events -= rest.events;
+        self.segments = kept;
+        for log in [self, &mut rest] {
+            if log.events == 0 {
+                log.inserts_only = true;
+            }
+            if !log.segments.iter().any(|s| matches!(s.place, Place::Disk { .. })) {
+                log.spill = None;
+            }
+        }
+        rest
+    }
+
+    /// Moves what is in memory to an unnamed file in `directory`, which vanishes with the process.
+    ///
+    /// # Errors
+    /// Transient, when the disk is full or not writable.
+    pub fn spill(&mut self, directory: &Path) -> Result<()> {
+        let spill = match &self.spill {
+            Some(spill) => Arc::clone(spill),
+            None => Arc::new(Spill::create(directory)?),
+        };
+        for segment in &mut self.segments {
+            let Place::Memory(batch) = &segment.place else { continue };
+            let keys = key_batch(batch, &self.key)?.slice(segment.start, segment.len);
+            let rows = batch.rows.slice(segment.start, segment.len);
+            let place = Place::Disk { keys: spill.append(&keys)?, rows: spill.append(&rows)? };
+            *segment = Segment { place, start: 0, len: segment.len };
+        }
+        self.spill = Some(spill);
+        Ok(())
+    }
+
+    fn read(&self, extent: Extent) -> Result<RecordBatch> {
+        let Some(spill) = &self.spill else {
+            return Err(crate::error::Error::new(ErrorKind::Internal, "a spilled segment has lost its file"));
+        };
+        spill.read(extent)
+    }
+}
+
+impl ChangeBatch {
+    /// Bytes of memory that the batch holds.
+    pub fn memory(&self) -> usize {
+        self.rows.get_array_memory_size()
+            + self.ops.get_array_memory_size()
+            + self.unchanged.as_ref().map_or(0, Array::get_array_memory_size)
+    }
+}
+
+fn projection() -> String {
+    "the key's columns are not in the batch".to_owned()
+}
+
+/// Operation, unchanged bitmap and key columns as one batch: what net change reads, without the wide columns.
+fn key_batch(batch: &ChangeBatch, key: &[usize]) -> Result<RecordBatch> {
+    let rows = batch.rows.project(key).because(ErrorKind::Internal, projection)?;
+    let unchanged = batch.unchanged.clone().unwrap_or_else(|| BinaryArray::new_null(batch.ops.len()));
+    let mut fields = vec![Field::new("op", DataType::UInt8, false), Field::new("unchanged", DataType::Binary, true)];
+    fields.extend(rows.schema().fields().iter().map(|field| field.as_ref().clone()));
+    let mut columns: Vec<ArrayRef> = vec![Arc::new(batch.ops.clone()), Arc::new(unchanged)];
+    columns.extend(rows.columns().iter().cloned());
+    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).because(ErrorKind::Internal, projection)
+}
+
+/// An unnamed temporary file of Arrow IPC streams, one a batch, each found by its extent.
+#[derive(Debug)]
+struct Spill {
+    file: File,
+    end: std::sync::Mutex<u64>,
+}
+
+impl Spill {
+    fn create(directory: &Path) -> Result<Self> {
+        let file = tempfile::tempfile_in(directory)
+            .because(ErrorKind::Transient, || format!("no spill file can be made in {}", directory.display()))?;
+        Ok(Spill { file, end: std::sync::Mutex::new(0) })
+    }
+
+    fn append(&self, batch: &RecordBatch) -> Result<Extent> {
+        let failed = || "a transaction that exceeds the memory limit can't be written to the spill file".to_owned();
+        let mut writer = StreamWriter::try_new(Vec::new(), &batch.schema()).because(ErrorKind::Transient, failed)?;
+        writer.write(batch).because(ErrorKind::Transient, failed)?;
+        let bytes = writer.into_inner().because(ErrorKind::Transient, failed)?;
+        let mut end = self.end.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        self.file.write_all_at(&bytes, *end).because(ErrorKind::Transient, failed)?;
+        let extent = Extent { offset: *end, len: bytes.len() as u64 };
+        *end += extent.len;
+        Ok(extent)
+    }
+
+    fn read(&self, extent: Extent) -> Result<RecordBatch> {
+        let failed = || "the spill file can't be read back".to_owned();
+        let mut bytes = vec![0; extent.len as usize];
+        self.file.read_exact_at(&mut bytes, extent.offset).because(ErrorKind::Transient, failed)?;
+        let mut reader = StreamReader::try_new(bytes.as_slice(), None).because(ErrorKind::Internal, failed)?;
+        match reader.next() {
+            Some(batch) => batch.because(ErrorKind::Internal, failed),
+            None => Err(crate::error::Error::new(ErrorKind::Internal, failed())),
+        }
+    }
+}

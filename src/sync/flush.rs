@@ -1,0 +1,334 @@
+//! One flush: the logs of all tables up to a source commit become files, and the files one lake snapshot.
+//!
+//! Order of what is durable: the upload is recorded, the files are written, the catalog commits files and LSN together. Whoever
+//! dies in between leaves the lake as it was, and files that the next start removes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use duckpipe_storage::{DataFile, DataFileWriter, Deletes, read_delete_file, write_delete_files};
+use futures::{FutureExt, StreamExt, TryFutureExt, TryStreamExt, stream};
+use hashbrown::HashMap;
+
+use crate::batch::layout::TableLayout;
+use crate::error::{Because, Error, ErrorKind, Result};
+use crate::lake::lookup::{self, KeyColumns, RowPosition};
+use crate::lake::store::store_error;
+use crate::lake::{Commit, DeleteCommit, LakeTable, LiveFile, TableCommit, TableState};
+use crate::lsn::Lsn;
+
+use super::change_log::ChangeLog;
+use super::failpoint::failpoint;
+use super::fill::Fill;
+use super::net_change::{self, NetChange, Origin};
+use super::pipeline::Pipeline;
+use super::progress::TableProgress;
+
+/// A table on its way from source to lake: what does not change while it streams.
+pub struct SyncTable {
+    /// `pg_class.oid` in the source.
+    pub oid: u32,
+    /// The columns and the key.
+    pub layout: Arc<TableLayout>,
+    /// The table in the lake.
+    pub lake: LakeTable,
+    /// What people see of it.
+    pub progress: Arc<TableProgress>,
+}
+
+impl SyncTable {
+    /// The key's columns as the lake's files hold them.
+    pub fn key_columns(&self) -> KeyColumns {
+        KeyColumns {
+            field_ids: self.layout.key.iter().map(|&i| self.lake.columns[i].id.column_id as i32).collect(),
+            types: self.layout.key.iter().map(|&i| self.layout.columns[i].column_type.arrow()).collect(),
+        }
+    }
+}
+
+/// What one flush makes durable.
+pub struct Flush {
+    /// The applied position that the transactions in it follow.
+    pub follows: Lsn,
+    /// The end of the last transaction in it.
+    pub lsn: Lsn,
+    /// When that transaction committed at the source, µs since 1970.
+    pub commit_ts: Option<i64>,
+    /// The changes, a table each.
+    pub logs: Vec<(Arc<SyncTable>, ChangeLog)>,
+    /// The state that the flushed tables have from then on.
+    pub state: TableState,
+}
+
+/// A flush that failed, and the table at fault where it is one table's.
+pub struct FlushError {
+    /// The table to quarantine.
+    pub table: Option<Arc<SyncTable>>,
+    /// What happened.
+    pub error: Error,
+}
+
+impl From<Error> for FlushError {
+    fn from(error: Error) -> Self {
+        FlushError { table: None, error }
+    }
+}
+
+/// What a table's log came to.
+struct Resolved<'a> {
+    table: &'a Arc<SyncTable>,
+    log: &'a ChangeLog,
+    net: NetChange,
+    data: Vec<DataFile>,
+}
+
+/// Where the old rows of a table lie: per file (index into `files`) the positions, and the rows that unchanged values come from.
+struct Located {
+    files: Vec<LiveFile>,
+    positions: BTreeMap<usize, Vec<u64>>,
+    origins: HashMap<u64, RowPosition>,
+}
+
+/// Runs the flush to its commit.
+///
+/// # Errors
+/// As [`FlushError`] says; nothing of the flush is visible then.
+pub async fn flush(pipeline: &Pipeline, flush: &Flush) -> Result<(), FlushError> {
+    let memory = pipeline.budget.resolve;
+    let blame = |table: &Arc<SyncTable>| {
+        let table = Arc::clone(table);
+        move |error: Error| FlushError { table: (error.kind() == ErrorKind::Table).then_some(table), error }
+    };
+    let mut resolved = Vec::with_capacity(flush.logs.len());
+    for (table, log) in &flush.logs {
+        let net =
+            tokio::task::block_in_place(|| net_change::resolve(log, &table.layout, memory)).map_err(blame(table))?;
+        resolved.push(Resolved { table, log, net, data: Vec::new() });
+    }
+    let mut base = live_files(pipeline, &resolved).await?;
+    let mut located = locate_all(pipeline, &resolved, &mut base).await?;
+
+    // Tables are written side by side, unless one is so large that it needs the memory for itself.
+    let at_once = if resolved.iter().any(|r| r.log.is_spilled()) { 1 } else { 4 };
+    let mut writes = Vec::with_capacity(resolved.len());
+    for (r, l) in resolved.iter().zip(&located) {
+        writes.push(write_images(pipeline, r, l, at_once).map_err(blame(r.table)).boxed());
+    }
+    let written: Vec<Vec<DataFile>> = stream::iter(writes).buffered(at_once).try_collect().await?;
+    for (r, data) in resolved.iter_mut().zip(written) {
+        r.data = data;
+    }
+    failpoint("upload");
+
+    loop {
+        let mut tables = Vec::with_capacity(resolved.len());
+        for (r, l) in resolved.iter().zip(&located) {
+            let deletes = write_deletes(pipeline, r.table, l, base.snapshot + 1).await?;
+            tables.push(TableCommit {
+                table_id: r.table.lake.table_id,
+                data: r.data.clone(),
+                deletes,
+                replace: false,
+                rows_copied: 0,
+                rows_applied: r.net.changes,
+                values_nulled: r.log.nulled(),
+                state: flush.state,
+                lsn: None,
+            });
+        }
+        let commit = Commit {
+            base_snapshot: base.snapshot,
+            follows: Some(flush.follows),
+            lsn: flush.lsn,
+            commit_ts: flush.commit_ts,
+            tables,
+            behind: pipeline.behind(),
+            pipeline_state: None,
+        };
+        match pipeline.lake.commit(&pipeline.fence, &commit).await {
+            Ok(_) => {
+                for r in &resolved {
+                    r.table.progress.add_rows_applied(r.net.changes);
+                    r.table.progress.add_nulled(r.log.nulled());
+                    r.table.progress.committed();
+                }
+                return Ok(());
+            }
+            // Somebody else committed to the lake: look again, so that no delete builds on a file that is gone.
+            Err(error) if error.kind() == ErrorKind::Conflict => {
+                tracing::debug!(%error, "the lake moved on beneath the commit; looking again");
+                base = live_files(pipeline, &resolved).await?;
+                located = locate_all(pipeline, &resolved, &mut base).await?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// The live files of the tables whose old rows are looked up, as of one snapshot.
+struct Base {
+    snapshot: i64,
+    files: HashMap<i64, Vec<LiveFile>>,
+}
+
+async fn live_files(pipeline: &Pipeline, resolved: &[Resolved<'_>]) -> Result<Base> {
+    let tables: Vec<(i64, Vec<i64>)> = resolved
+        .iter()
+        .filter(|r| !r.net.lookups.is_empty())
+        .map(|r| (r.table.lake.table_id, r.table.lake.key_ids(&r.table.layout)))
+        .collect();
+    let live = pipeline.lake.live_files(&tables).await?;
+    Ok(Base { snapshot: live.base_snapshot, files: live.files.into_iter().collect() })
+}
+
+async fn locate_all(
+    pipeline: &Pipeline,
+    resolved: &[Resolved<'_>],
+    base: &mut Base,
+) -> Result<Vec<Located>, FlushError> {
+    let mut all = Vec::with_capacity(resolved.len());
+    for r in resolved {
+        let files = base.files.remove(&r.table.lake.table_id).unwrap_or_default();
+        let located = locate(pipeline, r, files).await.map_err(|error| FlushError {
+            table: (error.kind() == ErrorKind::Table).then(|| Arc::clone(r.table)),
+            error,
+        })?;
+        all.push(located);
+    }
+    Ok(all)
+}
+
+/// Bytes that a key costs while it is looked up, beside its own encoding.
+const LOOKUP_OVERHEAD: usize = 96;
+
+/// Finds the old row of each key that the log touches first by an UPDATE or a DELETE.
+async fn locate(pipeline: &Pipeline, r: &Resolved<'_>, files: Vec<LiveFile>) -> Result<Located> {
+    let key = r.table.key_columns();
+    let wanted: hashbrown::HashSet<u64> = r
+        .net
+        .origins
+        .values()
+        .filter_map(|origin| match origin {
+            Origin::Lake(event) => Some(*event),
+            Origin::Event(_) => None,
+        })
+        .collect();
+    let mut located = Located { files, positions: BTreeMap::new(), origins: HashMap::new() };
+    let chunk_rows = (pipeline.budget.resolve / LOOKUP_OVERHEAD).max(1024);
+    let mut chunk: Vec<RecordBatch> = Vec::new();
+    let mut events: Vec<u64> = Vec::new();
+    if r.net.lookups.is_empty() {
+        return Ok(located);
+    }
+    let starts = r.log.segment_starts();
+    for (segment, first) in starts.iter().copied().enumerate() {
+        let keys = r.log.keyed_events(segment)?.keys;
+        let mask = net_change::mask(&r.net.lookups, first, keys.num_rows());
+        if mask.true_count() > 0 {
+            events.extend(mask.values().set_indices().map(|i| first + i as u64));
+            chunk.push(
+                arrow::compute::filter_record_batch(&keys, &mask)
+                    .because(ErrorKind::Internal, || "the keys to look up can't be filtered".into())?,
+            );
+        }
+        if events.len() >= chunk_rows || segment + 1 == starts.len() && !events.is_empty() {
+            let keys = arrow::compute::concat_batches(&chunk[0].schema(), &chunk)
+                .because(ErrorKind::Internal, || "the keys to look up can't be joined".into())?;
+            chunk.clear();
+            let found = lookup::locate(&pipeline.store, &located.files, &key, &keys).await?;
+            for (row, (event, position)) in events.drain(..).zip(found).enumerate() {
+                let Some(position) = position else {
+                    return Err(missing(r.table, &keys, row));
+                };
+                located.positions.entry(position.file).or_default().push(position.position);
+                if wanted.contains(&event) {
+                    located.origins.insert(event, position);
+                }
+            }
+        }
+    }
+    Ok(located)
+}
+
+fn missing(table: &SyncTable, keys: &RecordBatch, row: usize) -> Error {
+    let key = arrow::util::pretty::pretty_format_batches(&[keys.slice(row, 1)])
+        .map_or_else(|_| "?".to_owned(), |text| text.to_string().lines().nth(3).unwrap_or("?").trim().to_owned());
+    Error::new(
+        ErrorKind::Table,
+        format!("{}: the source changed the row with key {key}, which the lake does not hold", table.layout.table),
+    )
+    .remedy("something else changed the lake's table; take a fresh copy: `duckpipe sync --resnapshot`")
+}
+
+/// Writes the rows that stay.
+async fn write_images(
+    pipeline: &Pipeline,
+    r: &Resolved<'_>,
+    located: &Located,
+    at_once: usize,
+) -> Result<Vec<DataFile>> {
+    if r.net.winners.is_empty() {
+        return Ok(Vec::new());
+    }
+    let table = r.table;
+    let mut writer = DataFileWriter::new(
+        pipeline.store.clone(),
+        pipeline.upload_log(),
+        &table.lake.folder,
+        table.lake.schema(&table.layout)?,
+        pipeline.budget.data_files(at_once),
+    );
+    let mut fill = Fill::new(pipeline, table, r.log, &r.net, &located.files, &located.origins);
+    for (segment, first) in r.log.segment_starts().into_iter().enumerate() {
+        let rows = r.log.rows(segment)?;
+        let mask = net_change::mask(&r.net.winners, first, rows.num_rows());
+        if mask.true_count() == 0 {
+            continue;
+        }
+        fill.write(segment, first, &rows, &mask, &mut writer).await?;
+    }
+    writer.finish().await.map_err(store_error(&format!("the files of {} can't be written", table.layout.table)))
+}
+
+/// Writes a delete file for each data file that loses rows: the union of what was deleted before and now.
+async fn write_deletes(
+    pipeline: &Pipeline,
+    table: &SyncTable,
+    located: &Located,
+    snapshot: i64,
+) -> Result<Vec<DeleteCommit>> {
+    let what = format!("the delete files of {} can't be written", table.layout.table);
+    let mut reads = Vec::with_capacity(located.positions.len());
+    for (&file, positions) in &located.positions {
+        let what = &what;
+        let read = async move {
+            let live = &located.files[file];
+            let mut deletes: Vec<(u64, i64)> = positions.iter().map(|position| (*position, snapshot)).collect();
+            if let Some(earlier) = &live.delete {
+                let before = read_delete_file(&pipeline.store, &earlier.path).await.map_err(store_error(what))?;
+                let at = |snapshot: Option<i64>| snapshot.unwrap_or(earlier.begin_snapshot);
+                deletes.extend(before.into_iter().map(|(position, snapshot)| (position, at(snapshot))));
+            }
+            Ok::<_, Error>(Deletes { data_file_url: pipeline.store.url(&live.path), positions: deletes })
+        };
+        reads.push(read.boxed());
+    }
+    // A table's delete files go out together; what they hold at once is bounded by the files that a flush touches.
+    let all: Vec<Deletes> = stream::iter(reads).buffered(4).try_collect().await?;
+    let begins: Vec<i64> = all.iter().map(|d| d.positions.iter().map(|p| p.1).min().unwrap_or(snapshot)).collect();
+    let log = pipeline.upload_log();
+    let files =
+        write_delete_files(&pipeline.store, log.as_ref(), &table.lake.folder, all).await.map_err(store_error(&what))?;
+    let commits = located.positions.keys().zip(begins).zip(files).map(|((&file, begin_snapshot), written)| {
+        let live = &located.files[file];
+        DeleteCommit {
+            data_file_id: live.data_file_id,
+            file: written,
+            replaces: live.delete.as_ref().map(|d| d.delete_file_id),
+            begin_snapshot,
+            partial_max: snapshot,
+        }
+    });
+    Ok(commits.collect())
+}

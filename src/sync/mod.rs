@@ -1,0 +1,20 @@
+//! Step 3: from batches to commits.
+//!
+//! In: COPY streams and WAL messages. Out: the net change of every table at a source commit boundary, written as files and
+//! handed to the lake in one commit. Here is decided when to flush, and what happens to a table that can't go on.
+//!
+//! Start with [`run`]; then [`stream`] and [`flush`].
+
+pub mod change_log;
+pub use crate::failpoint;
+pub mod fill;
+pub mod flush;
+pub mod net_change;
+pub mod pipeline;
+pub mod prepare;
+pub mod progress;
+mod run;
+pub mod snapshot;
+pub mod stream;
+
+pub use run::{Outcome, RunOptions, run};

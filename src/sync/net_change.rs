@@ -1,0 +1,353 @@
+//! What a run of changes comes to: the rows that stay, the keys whose old rows go, and where unchanged values come from.
+
+use ahash::RandomState;
+use arrow::row::{RowConverter, SortField};
+use hashbrown::{HashMap, HashTable};
+use roaring::RoaringTreemap;
+
+use crate::batch::change::Op;
+use crate::batch::layout::TableLayout;
+use crate::error::{Because, Error, ErrorKind, Result};
+
+use super::change_log::ChangeLog;
+
+/// The net change of a log. Events are named by their number in the log.
+#[derive(Debug, Default)]
+pub struct NetChange {
+    /// The events whose row is the last image of a key that exists in the end.
+    pub winners: RoaringTreemap,
+    /// For each key that was in the lake before the log and is no more or has a new image: the first event with that
+    /// key. Its old row must be found and deleted.
+    pub lookups: RoaringTreemap,
+    /// For each event with unchanged TOAST values: the image that they are unchanged from.
+    pub origins: HashMap<u64, Origin>,
+    /// The number of rows that the source inserted, updated or deleted.
+    pub changes: u64,
+}
+
+/// The earlier image of a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The row of an earlier event of the log.
+    Event(u64),
+    /// The row that the lake holds for the key of this event, which is one of [`NetChange::lookups`].
+    Lake(u64),
+}
+
+/// The life of one key within the log.
+struct Key {
+    /// Where its bytes lie in the arena.
+    start: usize,
+    len: u32,
+    /// The first event, where the key was in the lake before.
+    lookup: Option<u64>,
+    /// The event with its present image; `None` once deleted.
+    image: Option<u64>,
+}
+
+/// Bytes that a key costs beside its own encoding, in the table and the arena.
+const KEY_OVERHEAD: usize = 64;
+
+/// Resolves a log. `memory` bounds the bytes for keys: a log with more keys is read in several passes over its keys, each of
+/// which sees one part of them.
+///
+/// # Errors
+/// Kind `Table`, when the events contradict each other, such as an INSERT of a key that exists: then lake and source have
+/// parted. Kind `Transient`, when the spill file can't be read.
+pub fn resolve(log: &ChangeLog, layout: &TableLayout, memory: usize) -> Result<NetChange> {
+    let mut net = NetChange::default();
+    if log.inserts_only() {
+        net.winners.insert_range(0..log.events());
+        net.changes = log.events();
+        return Ok(net);
+    }
+    let passes = (log.events() as usize * KEY_OVERHEAD).div_ceil(memory.max(1)).max(1);
+    for pass in 0..passes {
+        resolve_part(log, layout, pass as u64, passes as u64, &mut net)?;
+    }
+    Ok(net)
+}
+
+fn resolve_part(log: &ChangeLog, layout: &TableLayout, part: u64, parts: u64, net: &mut NetChange) -> Result<()> {
+    let encoding = || format!("the key of {} can't be encoded", layout.table);
+    let fields = layout.key.iter().map(|&i| SortField::new(layout.columns[i].column_type.arrow())).collect();
+    let converter = RowConverter::new(fields).because(ErrorKind::Internal, encoding)?;
+    // Fixed seeds: a key must fall into the same part in each pass.
+    let hasher = RandomState::with_seeds(1, 2, 3, 4);
+    let mut arena: Vec<u8> = Vec::new();
+    let mut table: HashTable<Key> = HashTable::new();
+
+    for (segment, first) in log.segment_starts().into_iter().enumerate() {
+        let events = log.keyed_events(segment)?;
+        let rows = converter.convert_columns(events.keys.columns()).because(ErrorKind::Internal, encoding)?;
+        for (index, row) in rows.iter().enumerate() {
+            let bytes = row.as_ref();
+            let hash = hasher.hash_one(bytes);
+            // The table uses the low and the top bits; the part is chosen by others.
+            if parts > 1 && (hash >> 20) % parts != part {
+                continue;
+            }
+            let event = first + index as u64;
+            let op = op_at(events.ops.value(index))?;
+            let known = |key: &Key| &arena[key.start..key.start + key.len as usize] == bytes;
+            let entry = match table.find_mut(hash, known) {
+                Some(entry) => entry,
+                None => {
+                    let start = arena.len();
+                    arena.extend_from_slice(bytes);
+                    let was_in_lake = !matches!(op, Op::Insert | Op::MoveIn);
+                    let key = Key {
+                        start,
+                        len: bytes.len() as u32,
+                        lookup: was_in_lake.then_some(event),
+                        // Stands for the image in the lake until the first event is applied below.
+                        image: was_in_lake.then_some(event),
+                    };
+                    let rehash = |key: &Key| hasher.hash_one(&arena[key.start..key.start + key.len as usize]);
+                    table.insert_unique(hash, key, rehash).into_mut()
+                }
+            };
+            net.changes += u64::from(op != Op::MoveOut);
+            let carries_image = matches!(op, Op::Insert | Op::Update | Op::MoveIn);
+            if matches!(op, Op::Insert | Op::MoveIn) == entry.image.is_some() {
+                return Err(contradiction(layout, op));
+            }
+            // The image that this event replaces, moves or removes.
+            let before = entry.image.map(|image| match entry.lookup {
+                Some(lookup) if lookup == event => Origin::Lake(lookup),
+                _ => Origin::Event(image),
+            });
+            match op {
+                Op::Update if events.unchanged(index).is_some() => {
+                    net.origins.extend(before.map(|origin| (event, origin)));
+                }
+                // A MoveOut is directly followed by the MoveIn of the same row, which may lack values.
+                Op::MoveOut if index + 1 < rows.num_rows() && events.unchanged(index + 1).is_some() => {
+                    net.origins.extend(before.map(|origin| (event + 1, origin)));
+                }
+                _ => {}
+            }
+            entry.image = carries_image.then_some(event);
+        }
+    }
+    for key in &table {
+        net.winners.extend(key.image);
+        net.lookups.extend(key.lookup);
+    }
+    Ok(())
+}
+
+fn op_at(code: u8) -> Result<Op> {
+    Op::from_u8(code)
+        .ok_or_else(|| Error::new(ErrorKind::Internal, format!("a change log holds the unknown operation {code}")))
+}
+
+fn contradiction(layout: &TableLayout, op: Op) -> Error {
+    let what = match op {
+        Op::Insert | Op::MoveIn => "the source inserts a key that already exists",
+        _ => "the source changes a key that it deleted before",
+    };
+    Error::new(ErrorKind::Table, format!("{}: {what}; lake and source have parted", layout.table))
+        .remedy("take a fresh copy: `duckpipe sync --resnapshot`")
+}
+
+/// Follows the unchanged value of `column` from `event` to the image that holds it.
+///
+/// `unchanged` tells whether a column of an event is unchanged.
+///
+/// # Errors
+/// Kind `Internal`, when an image with unchanged values has no origin.
+pub fn trace(
+    net: &NetChange,
+    event: u64,
+    column: usize,
+    unchanged: &mut impl FnMut(u64, usize) -> Result<bool>,
+) -> Result<Origin> {
+    let mut at = event;
+    loop {
+        match net.origins.get(&at) {
+            Some(Origin::Event(earlier)) => {
+                if !unchanged(*earlier, column)? {
+                    return Ok(Origin::Event(*earlier));
+                }
+                at = *earlier;
+            }
+            Some(lake) => return Ok(*lake),
+            None => {
+                return Err(Error::new(
+                    ErrorKind::Internal,
+                    format!("event {at} has unchanged values of no known row"),
+                ));
+            }
+        }
+    }
+}
+
+/// A bitmap over the events of a segment that starts at event `first`: whether each is in `set`.
+pub fn mask(set: &RoaringTreemap, first: u64, len: usize) -> arrow::array::BooleanArray {
+    let mut bits = arrow::array::BooleanBufferBuilder::new(len);
+    bits.append_n(len, false);
+    let mut iter = set.iter();
+    iter.advance_to(first);
+    for event in iter.take_while(|event| *event < first + len as u64) {
+        bits.set_bit((event - first) as usize, true);
+    }
+    arrow::array::BooleanArray::new(bits.finish(), None)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use arrow::array::{BinaryArray, Int64Array, RecordBatch, StringArray, UInt8Array};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::batch::change::ChangeBatch;
+    use crate::batch::layout::{ColumnType, LayoutColumn};
+
+    fn layout() -> TableLayout {
+        let column = |name: &str, attnum, column_type| LayoutColumn {
+            name: name.into(),
+            attnum,
+            column_type,
+            cast_to_text: false,
+            not_null: false,
+            delimiter: b',',
+            text_source: Default::default(),
+        };
+        TableLayout {
+            table: "public.t".into(),
+            columns: vec![column("id", 1, ColumnType::Int8), column("big", 2, ColumnType::Text)],
+            key: vec![0],
+        }
+    }
+
+    /// One event: operation, key, and the value of `big` (`None`: unchanged).
+    type Event = (Op, i64, Option<String>);
+
+    fn batch(events: &[Event]) -> ChangeBatch {
+        let has_image = |op: Op| !matches!(op, Op::Delete | Op::MoveOut);
+        let rows = RecordBatch::try_new(
+            layout().schema(),
+            vec![
+                Arc::new(Int64Array::from_iter_values(events.iter().map(|e| e.1))),
+                Arc::new(StringArray::from_iter(events.iter().map(|e| e.2.clone()))),
+            ],
+        )
+        .unwrap();
+        let unchanged = events.iter().map(|(op, _, big)| (has_image(*op) && big.is_none()).then_some([0b10u8]));
+        ChangeBatch {
+            ops: UInt8Array::from_iter_values(events.iter().map(|e| e.0 as u8)),
+            rows,
+            unchanged: Some(BinaryArray::from_iter(unchanged)),
+        }
+    }
+
+    /// What a user does to a table with a few keys, as (kind, key, other key, keeps the big value).
+    fn operations() -> impl Strategy<Value = Vec<(u8, i64, i64, bool)>> {
+        prop::collection::vec((0..4u8, 0..6i64, 0..6i64, any::<bool>()), 0..120)
+    }
+
+    proptest! {
+        /// Applying the net change to the old table gives the table that the events lead to, whatever the number of passes
+        /// and wherever the log is cut, spilled or split into batches.
+        #[test]
+        fn equals_the_events_one_by_one(
+            operations in operations(),
+            cuts in prop::collection::vec(1..20usize, 1..10),
+            spill in any::<bool>(),
+            memory in prop_oneof![Just(usize::MAX), Just(200usize)],
+        ) {
+            let old: BTreeMap<i64, String> = (0..3).map(|k| (k, format!("lake{k}"))).collect();
+            let mut model = old.clone();
+            let mut changes: Vec<Vec<Event>> = Vec::new();
+            for (n, (kind, key, other, keep)) in operations.into_iter().enumerate() {
+                let value = format!("v{n}");
+                let given = (!keep).then(|| value.clone());
+                match (kind, model.contains_key(&key)) {
+                    (0 | 3, false) => {
+                        model.insert(key, value.clone());
+                        changes.push(vec![(Op::Insert, key, Some(value))]);
+                    }
+                    (1, true) => {
+                        if let Some(given) = &given {
+                            model.insert(key, given.clone());
+                        }
+                        changes.push(vec![(Op::Update, key, given)]);
+                    }
+                    (2, true) => {
+                        model.remove(&key);
+                        changes.push(vec![(Op::Delete, key, None)]);
+                    }
+                    (3, true) if !model.contains_key(&other) => {
+                        let before = model.remove(&key).unwrap();
+                        model.insert(other, given.clone().unwrap_or(before));
+                        changes.push(vec![(Op::MoveOut, key, None), (Op::MoveIn, other, given)]);
+                    }
+                    _ => {}
+                }
+            }
+            let mut log = ChangeLog::new(vec![0]);
+            let mut cuts = cuts.into_iter().cycle();
+            let mut rest = changes.as_slice();
+            while !rest.is_empty() {
+                let (now, later) = rest.split_at(cuts.next().unwrap().min(rest.len()));
+                log.push(batch(&now.concat()));
+                if spill {
+                    log.spill(&std::env::temp_dir()).unwrap();
+                }
+                rest = later;
+            }
+            let net = resolve(&log, &layout(), memory).unwrap();
+
+            let events = changes.concat();
+            let mut applied = old.clone();
+            for lookup in &net.lookups {
+                prop_assert!(applied.remove(&events[lookup as usize].1).is_some());
+            }
+            for winner in &net.winners {
+                let (_, key, big) = &events[winner as usize];
+                let value = match big {
+                    Some(value) => value.clone(),
+                    None => match trace(&net, winner, 1, &mut |e, _| Ok(events[e as usize].2.is_none())).unwrap() {
+                        Origin::Event(event) => events[event as usize].2.clone().unwrap(),
+                        Origin::Lake(event) => old[&events[event as usize].1].clone(),
+                    },
+                };
+                prop_assert!(applied.insert(*key, value).is_none());
+            }
+            prop_assert_eq!(applied, model);
+            prop_assert_eq!(net.changes as usize, changes.len());
+        }
+    }
+
+    #[test]
+    fn an_insert_of_an_existing_key_is_a_contradiction() {
+        let mut log = ChangeLog::new(vec![0]);
+        let insert = |value: &str| (Op::Insert, 1, Some(value.to_owned()));
+        log.push(batch(&[insert("a"), (Op::Update, 1, Some("b".into())), insert("c")]));
+        assert_eq!(resolve(&log, &layout(), usize::MAX).unwrap_err().kind(), ErrorKind::Table);
+    }
+
+    #[test]
+    fn a_cut_log_keeps_its_halves_apart() {
+        let mut log = ChangeLog::new(vec![0]);
+        for n in 0..3 {
+            log.push(batch(&[(Op::Insert, n, Some("x".into())), (Op::Insert, n + 10, Some("y".into()))]));
+        }
+        let rest = log.split_off(3);
+        assert_eq!((log.events(), rest.events()), (3, 3));
+        let keys = |log: &ChangeLog| -> Vec<i64> {
+            (0..log.segment_starts().len())
+                .flat_map(|s| {
+                    let rows = log.rows(s).unwrap();
+                    let ids: &Int64Array = rows.column(0).as_any().downcast_ref().unwrap();
+                    ids.values().to_vec()
+                })
+                .collect()
+        };
+        assert_eq!((keys(&log), keys(&rest)), (vec![0, 10, 1], vec![11, 2, 12]));
+    }
+}

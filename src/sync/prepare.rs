@@ -1,0 +1,246 @@
+//! What is decided before the first byte is written: which tables, whether the slot continues the lake, and from where.
+
+use std::collections::BTreeMap;
+
+use crate::batch::layout::TableLayout;
+use crate::batch::mapping;
+use crate::config::Config;
+use crate::config::select;
+use crate::error::{Error, ErrorKind, Result, ResultExt};
+use crate::lake::PipelineRow;
+use crate::lsn::Lsn;
+use crate::source::replication::{Identity, ReplicationConnection};
+use crate::source::session::Session;
+use crate::source::settings::SourceSettings;
+use crate::source::table::{SourceTable, TableName};
+use crate::source::{catalog, preflight, publication, slot};
+use crate::sql::identifier;
+
+/// The oldest server that duckpipe reads from.
+const OLDEST_VERSION: u32 = 140_000;
+
+/// A table of the configuration, found in the source.
+#[derive(Clone, Debug)]
+pub struct ChosenTable {
+    /// As the source describes it.
+    pub source: SourceTable,
+    /// Its place in the lake.
+    pub target: TableName,
+    /// Its columns on their way.
+    pub layout: TableLayout,
+}
+
+/// A server that can be read from.
+///
+/// # Errors
+/// Kind `Precondition`, when the server is too old or does not write logical WAL.
+pub async fn check_server(session: &Session) -> Result<()> {
+    let version = session.server_version().await?;
+    if version < OLDEST_VERSION {
+        return Err(Error::new(
+            ErrorKind::Precondition,
+            format!("the source is PostgreSQL {}; duckpipe needs 14 or newer", version / 10_000),
+        )
+        .remedy("upgrade the source"));
+    }
+    let wal_level = session.setting("wal_level").await?;
+    if wal_level != "logical" {
+        return Err(Error::new(ErrorKind::Precondition, format!("the source has wal_level = {wal_level}"))
+            .remedy("set wal_level = logical in postgresql.conf and restart the source"));
+    }
+    Ok(())
+}
+
+/// Finds the configured tables and their columns, as `publication` sends them where it exists.
+///
+/// # Errors
+/// Kind `Precondition` or `Config`, when a table is missing or has no key, or when two would share one name in the lake.
+pub async fn choose_tables(session: &Session, config: &Config, publication: Option<&str>) -> Result<Vec<ChosenTable>> {
+    let patterns: Vec<String> = config.tables.iter().map(|table| table.source.to_string()).collect();
+    let found = catalog::list_tables(session, &patterns).await?;
+    let mut chosen = Vec::new();
+    for table in select(&config.tables, &found)? {
+        let name = &table.source;
+        let Some(source) = catalog::describe_table(session, name, publication).await? else {
+            return Err(
+                Error::new(ErrorKind::Precondition, format!("{name} was dropped a moment ago")).remedy("start again")
+            );
+        };
+        if source.key.is_empty() {
+            let what = format!("{name} has no primary key and no replica identity index");
+            if table.by_pattern {
+                tracing::warn!(table = %name, "{what}; it is left out");
+                continue;
+            }
+            return Err(Error::new(ErrorKind::Precondition, what).remedy(format!(
+                "give it one: ALTER TABLE {name} ADD PRIMARY KEY (…), or ALTER TABLE {name} REPLICA IDENTITY USING INDEX …"
+            )));
+        }
+        let layout = mapping::layout(&source, &table.exclude_columns, |column| table.text_columns.contains(column))
+            .context(|| name.to_string())?;
+        refuse_collisions(&layout)?;
+        chosen.push(ChosenTable { source, target: table.target, layout });
+    }
+    if chosen.is_empty() {
+        return Err(Error::new(ErrorKind::Precondition, "no table that matches [[tables]] has a key")
+            .remedy("give the tables primary keys"));
+    }
+    let names: Vec<TableName> = chosen.iter().map(|table| table.source.name.clone()).collect();
+    for access in preflight::table_access(session, &names).await? {
+        let table = chosen.iter().find(|table| table.source.name == access.name);
+        let all = table.is_none_or(|table| table.layout.columns.len() == table.source.columns.len());
+        if !access.may_use_schema || !access.may_select && all {
+            let name = format!("{}.{}", identifier(&access.name.schema), identifier(&access.name.table));
+            return Err(Error::new(ErrorKind::Precondition, format!("the role may not read {}", access.name)).remedy(
+                format!(
+                    "let its owner run: GRANT USAGE ON SCHEMA {} TO {role}; GRANT SELECT ON {name} TO {role};",
+                    identifier(&access.name.schema),
+                    role = identifier(SourceSettings::parse(&config.source.url)?.user()),
+                ),
+            ));
+        }
+    }
+    Ok(chosen)
+}
+
+/// Names in a lake are case-insensitive.
+fn refuse_collisions(layout: &TableLayout) -> Result<()> {
+    let mut columns: BTreeMap<String, &str> = BTreeMap::new();
+    for column in &layout.columns {
+        if let Some(other) = columns.insert(column.name.to_lowercase(), &column.name) {
+            return Err(Error::new(
+                ErrorKind::Config,
+                format!("{}: columns {other:?} and {:?} differ only in case", layout.table, column.name),
+            )
+            .remedy("names in the lake are case-insensitive: put one of them into `exclude_columns`"));
+        }
+    }
+    Ok(())
+}
+
+/// The publication's tables must hold those of the configuration; where there is none, it must be possible to create it.
+///
+/// # Errors
+/// Kind `Precondition`, with the SQL that its owner has to run.
+pub async fn check_publication(session: &Session, name: &str, tables: &[ChosenTable]) -> Result<bool> {
+    let names: Vec<TableName> = tables.iter().map(|t| t.source.name.clone()).collect();
+    let Some(found) = publication::find(session, name).await? else {
+        if let Some(reason) = publication::may_create(session, &names).await? {
+            return Err(Error::new(
+                ErrorKind::Precondition,
+                format!("the publication {name} can't be created: {reason}"),
+            )
+            .remedy(format!("let the owner of the tables run: {};", publication::create_sql(name, &names))));
+        }
+        return Ok(false);
+    };
+    let missing: Vec<String> = names
+        .iter()
+        .filter(|table| !found.all_tables && !found.tables.contains(table))
+        .map(|table| format!("{}.{}", crate::sql::identifier(&table.schema), crate::sql::identifier(&table.table)))
+        .collect();
+    if !missing.is_empty() {
+        let list = missing.join(", ");
+        return Err(Error::new(ErrorKind::Precondition, format!("the publication {name} lacks {list}")).remedy(
+            format!("let its owner run: ALTER PUBLICATION {} ADD TABLE {list};", crate::sql::identifier(name)),
+        ));
+    }
+    if let Some(filtered) = found.row_filters.first() {
+        return Err(Error::new(
+            ErrorKind::Precondition,
+            format!("the publication {name} filters the rows of {filtered}, which the first copy would not"),
+        )
+        .remedy("publish the table without WHERE, or take another publication"));
+    }
+    if !(found.insert && found.update && found.delete && found.truncate) {
+        return Err(Error::new(
+            ErrorKind::Precondition,
+            format!("the publication {name} does not publish every kind of change"),
+        )
+        .remedy(format!(
+            "let its owner run: ALTER PUBLICATION {} SET (publish = 'insert, update, delete, truncate');",
+            crate::sql::identifier(name)
+        )));
+    }
+    Ok(true)
+}
+
+/// Whether the source and its slot can continue the lake from `lsn`.
+///
+/// # Errors
+/// Kind `ResyncNeeded`, saying why they can't.
+pub async fn check_continuity(
+    session: &Session,
+    replication: &mut ReplicationConnection,
+    identity: &Identity,
+    database: &str,
+    row: &PipelineRow,
+) -> Result<()> {
+    let resync = |what: String| {
+        Err(Error::new(ErrorKind::ResyncNeeded, what)
+            .remedy("if the source is the right one, copy it anew: `duckpipe sync --resnapshot`"))
+    };
+    let lsn = row.lsn.unwrap_or_default();
+    if identity.system_id != row.system_id {
+        return resync(format!(
+            "the source is another cluster (system identifier {}) than the one the lake was copied from ({})",
+            identity.system_id, row.system_id
+        ));
+    }
+    if identity.timeline < row.timeline {
+        return resync(format!(
+            "the source is on timeline {}, older than the lake's timeline {}: it was restored from a backup",
+            identity.timeline, row.timeline
+        ));
+    }
+    if identity.timeline > row.timeline {
+        let history = replication.timeline_history(identity.timeline).await?;
+        let left = history.iter().find(|switch| switch.timeline == row.timeline);
+        match left {
+            None => {
+                return resync(format!(
+                    "the source's timeline {} does not descend from the lake's timeline {}",
+                    identity.timeline, row.timeline
+                ));
+            }
+            Some(switch) if switch.at < lsn => {
+                return resync(format!(
+                    "the source left timeline {} at {}, before the lake's position {}: the lake holds changes that the source lost",
+                    row.timeline, switch.at, lsn
+                ));
+            }
+            Some(_) => {}
+        }
+    }
+    if identity.position < lsn {
+        return resync(format!(
+            "the source is at {}, behind the lake's position {}: it was restored from a backup",
+            identity.position, lsn
+        ));
+    }
+    let Some(found) = slot::find(session, &row.slot).await? else {
+        return resync(format!("the replication slot {} is gone; changes since {} may be lost", row.slot, lsn));
+    };
+    if found.wal_status.as_deref() == Some("lost") || found.invalidation.is_some() {
+        let reason = found.invalidation.as_deref().unwrap_or("its WAL was removed (max_slot_wal_keep_size)");
+        return resync(format!("the replication slot {} was invalidated: {reason}", row.slot));
+    }
+    if found.plugin.as_deref() != Some("pgoutput") || found.database.as_deref() != Some(database) {
+        return resync(format!("the replication slot {} is not a pgoutput slot of this database", row.slot));
+    }
+    match found.confirmed_flush {
+        Some(confirmed) if confirmed > lsn => resync(format!(
+            "the replication slot {} is at {confirmed}, ahead of the lake's position {}: it was created anew or used by somebody else, and the changes in between are lost",
+            row.slot, lsn
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// The position that a single run must reach.
+///
+/// # Errors
+/// As the session's.
+pub async fn target_position(session: &Session, once: bool) -> Result<Option<Lsn>> {
+    if once { session.wal_position().await.map(Some) } else { Ok(None) }
+}

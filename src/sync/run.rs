@@ -1,0 +1,598 @@
+//! The life of a pipeline: created, copied, streamed, stopped, continued.
+//!
+//! ```text
+//!  (none) ──► creating ──► snapshot ──► streaming ◄──► stopped
+//!               ▲  row before slot        │
+//!               └── dies: slot dropped, copied anew; `--resnapshot` leads here from anywhere
+//! ```
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use duckpipe_storage::Store;
+use tokio::sync::{oneshot, watch};
+
+use crate::config::Config;
+use crate::error::{Because, Error, ErrorKind, Result};
+use crate::lake::{
+    Fence, Lake, NewPipeline, NewTable, PipelineChange, PipelineRow, PipelineState, TableRow, TableState,
+};
+use crate::lsn::Lsn;
+use crate::source::replication::{Identity, ReplicationConnection, StreamOptions as WalOptions};
+use crate::source::session::Session;
+use crate::source::settings::SourceSettings;
+use crate::source::snapshot::SnapshotHolder;
+use crate::source::table::SourceTable;
+use crate::source::{publication, slot};
+
+use super::failpoint::failpoint;
+use super::flush::SyncTable;
+use super::pipeline::{Budget, Pipeline};
+use super::prepare::{self, ChosenTable};
+use super::progress::{Progress, TableProgress};
+use super::snapshot::{self, CopyOptions};
+use super::stream::explain;
+use super::stream::{Stream, StreamOptions};
+
+/// How `sync` was called.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RunOptions {
+    /// Stop at the position that the source had at the start.
+    pub once: bool,
+    /// Copy all tables anew.
+    pub resnapshot: bool,
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Tables that stand still, with their reason in the catalog.
+    pub errored_tables: usize,
+}
+
+/// Tries of one flush when a single run meets a failing store or catalog.
+const ATTEMPTS_ONCE: u32 = 6;
+/// The longest pause between two connections to the source.
+const MOST_BACKOFF: Duration = Duration::from_secs(30);
+/// How long a predecessor's connections to the source may take to vanish.
+const PREDECESSOR_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Makes the lake equal to the source and keeps it so, until stopped; with `once`, up to the source's present position.
+///
+/// `opened` gets the lake as soon as it is open, so that others can ask it through this process.
+///
+/// # Errors
+/// As [`ErrorKind`] says; before the first write for every precondition that does not hold.
+pub async fn run(
+    config: &Config,
+    options: RunOptions,
+    progress: Arc<Progress>,
+    stop: watch::Receiver<bool>,
+    opened: oneshot::Sender<Lake>,
+) -> Result<Outcome> {
+    let mut told = stop.clone();
+    let (runner, ready) = tokio::select! {
+        begun = begin(config, options, progress, stop, opened) => begun?,
+        // What is waited for here, a lock or the end of a long transaction in the source, may last for hours. Nothing of an
+        // unfinished copy is used; the next start begins it anew.
+        Ok(_) = told.wait_for(|told| *told) => {
+            tracing::info!("stopped before the stream began");
+            return Ok(Outcome::default());
+        }
+    };
+    let outcome = match ready {
+        Some(Ready { pipeline, tables, from, state, until }) => {
+            runner.stream(&pipeline, &tables, from, state, until).await
+        }
+        None => runner.outcome().await,
+    };
+    // A catalog file is whole by itself then, without its log beside it.
+    runner.lake.clone().shutdown().await;
+    outcome
+}
+
+/// Everything up to where the stream can begin.
+async fn begin(
+    config: &Config,
+    options: RunOptions,
+    progress: Arc<Progress>,
+    stop: watch::Receiver<bool>,
+    opened: oneshot::Sender<Lake>,
+) -> Result<(Runner<'_>, Option<Ready>)> {
+    let settings = SourceSettings::parse(&config.source.url)?;
+    let session = Session::connect(&settings).await?;
+    prepare::check_server(&session).await?;
+    let mut replication = ReplicationConnection::connect(&settings).await?;
+    let identity = replication.identify_system().await?;
+    let until = prepare::target_position(&session, options.once).await?;
+    let published = publication::find(&session, &config.source.publication).await?;
+    let chosen = prepare::choose_tables(&session, config, published.as_ref().map(|p| p.name.as_str())).await?;
+    take_turn(&session, &config.source.slot).await?;
+
+    let store = Store::open(&config.lake.data_path, config.s3_settings().as_ref())
+        .await
+        .because(ErrorKind::Precondition, || format!("{} can't be used as data_path", config.lake.data_path))?;
+    store
+        .probe()
+        .await
+        .because(ErrorKind::Precondition, || format!("{} can't be written, read and deleted", config.lake.data_path))?;
+    let budget = Budget::new(config.sync.memory_limit, config.sync.flush_bytes);
+    let lake = Lake::open_with_store(&config.lake_settings(budget.duckdb, false), &store).await?;
+    let row = lake.pipeline(&config.name).await?;
+    // What is known is shown before anybody can ask this process, and no longer the catalog.
+    for known in lake.tables(&config.name).await? {
+        show(&progress, &known);
+    }
+    if let Some(lsn) = row.as_ref().filter(|row| row.state == PipelineState::Streaming).and_then(|row| row.lsn) {
+        progress.applied(lsn);
+    }
+    // Nobody may be interested.
+    let _ = opened.send(lake.clone());
+
+    let runner = Runner { config, options, settings, session, store, lake, budget, progress, stop, identity };
+    let ready = match row {
+        Some(row) if row.state == PipelineState::Streaming && !options.resnapshot => {
+            if row.slot != config.source.slot || row.publication != config.source.publication {
+                return Err(Error::new(
+                    ErrorKind::Config,
+                    format!(
+                        "the pipeline {} reads the slot {} of the publication {}, but [source] names {} and {}",
+                        row.name, row.slot, row.publication, config.source.slot, config.source.publication
+                    ),
+                )
+                .remedy(
+                    "put the former names back, or copy everything anew with the others: `duckpipe sync --resnapshot`",
+                ));
+            }
+            let database = runner.settings.database();
+            prepare::check_continuity(&runner.session, &mut replication, &runner.identity, database, &row).await?;
+            drop(replication);
+            Some(runner.resume(row, &chosen, until).await?)
+        }
+        row => runner.create(row, &chosen, replication, until).await?,
+    };
+    Ok((runner, ready))
+}
+
+/// Shows a table as the catalog knows it.
+fn show(progress: &Progress, known: &TableRow) -> Arc<TableProgress> {
+    let shown = progress.table(&known.source, &known.target);
+    shown.set_state(known.state);
+    shown.set_rows_copied(known.rows_copied);
+    shown.set_rows_applied(known.rows_applied);
+    if let Some(lsn) = known.lsn {
+        shown.applied(lsn);
+    }
+    if let Some(error) = &known.error {
+        shown.fail(error);
+    }
+    shown
+}
+
+/// A stream about to begin.
+struct Ready {
+    pipeline: Arc<Pipeline>,
+    tables: Vec<Table>,
+    from: Lsn,
+    state: TableState,
+    until: Option<Lsn>,
+}
+
+/// One `sync` per slot: a session lock in the source, which goes with its connection.
+async fn take_turn(session: &Session, slot: &str) -> Result<()> {
+    let deadline = tokio::time::Instant::now() + PREDECESSOR_PATIENCE;
+    loop {
+        if session.try_lock(&format!("duckpipe:{slot}")).await? {
+            break;
+        }
+        if tokio::time::Instant::now() >= deadline {
+            return Err(Error::new(
+                ErrorKind::Precondition,
+                format!("another `duckpipe sync` runs with the slot {slot}"),
+            )
+            .remedy("stop it first, or give this pipeline another `name`"));
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    // The walsender of a process that died may live a little longer than its session.
+    loop {
+        let holder = slot::find(session, slot).await?.and_then(|slot| slot.active_pid);
+        let Some(pid) = holder else { return Ok(()) };
+        if tokio::time::Instant::now() >= deadline {
+            return Err(Error::new(
+                ErrorKind::Precondition,
+                format!("the replication slot {slot} is in use by the source's process {pid}"),
+            )
+            .remedy("stop what reads it, or give this pipeline another `name`"));
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+struct Runner<'a> {
+    config: &'a Config,
+    options: RunOptions,
+    settings: SourceSettings,
+    session: Session,
+    store: Store,
+    lake: Lake,
+    budget: Budget,
+    progress: Arc<Progress>,
+    stop: watch::Receiver<bool>,
+    identity: Identity,
+}
+
+type Table = (Arc<SyncTable>, SourceTable);
+
+impl Runner<'_> {
+    /// Creates the slot and copies all tables; `None`: told to stop.
+    async fn create(
+        &self,
+        row: Option<PipelineRow>,
+        chosen: &[ChosenTable],
+        mut replication: ReplicationConnection,
+        until: Option<Lsn>,
+    ) -> Result<Option<Ready>> {
+        let source = &self.config.source;
+        let exists = prepare::check_publication(&self.session, &source.publication, chosen).await?;
+        let slot = slot::find(&self.session, &source.slot).await?;
+        if row.is_none() && slot.is_some() {
+            return Err(Error::new(
+                ErrorKind::Precondition,
+                format!(
+                    "the replication slot {} exists, but this lake knows no pipeline {}",
+                    source.slot, self.config.name
+                ),
+            )
+            .remedy("if nothing else uses it, remove it with `duckpipe drop`; else set another `slot` in [source]"));
+        }
+        for table in chosen {
+            self.lake.check_target(&self.config.name, &table.target).await?;
+        }
+        let former = row.as_ref().map(|row| row.slot.clone());
+        let owns_publication = !exists || row.is_some_and(|row| row.owns_publication);
+        let fence = self.lake.claim(&self.new_pipeline(owns_publication)).await?;
+        // From here on the row says `creating`: whoever dies, the next start begins here again.
+        let change = PipelineChange {
+            system_id: Some(self.identity.system_id.clone()),
+            timeline: Some(self.identity.timeline),
+            slot: Some(source.slot.clone()),
+            publication: Some(source.publication.clone()),
+            owns_publication: Some(owns_publication),
+            lsn: None,
+        };
+        self.lake.set_state(&fence, PipelineState::Creating, &change).await?;
+        failpoint("creating");
+        if !exists {
+            let names: Vec<_> = chosen.iter().map(|t| t.source.name.clone()).collect();
+            publication::create(&self.session, &source.publication, &names).await?;
+        }
+        if slot.is_some() {
+            slot::drop(&self.session, &source.slot).await?;
+        }
+        if let Some(former) = former.filter(|former| *former != source.slot) {
+            slot::drop(&self.session, &former).await?;
+        }
+        let created = replication.create_slot(&source.slot).await?;
+        failpoint("slot");
+        let holder = SnapshotHolder::import(&self.settings, &created.snapshot).await?;
+        let change = PipelineChange { lsn: Some(created.consistent_point), ..PipelineChange::default() };
+        self.lake.set_state(&fence, PipelineState::Snapshot, &change).await?;
+
+        let mut tables = Vec::with_capacity(chosen.len());
+        for table in chosen {
+            let new = NewTable {
+                source_oid: table.source.oid,
+                source: table.source.name.clone(),
+                target: table.target.clone(),
+                layout: table.layout.clone(),
+                recreate: true,
+            };
+            let lake = self.lake.create_table(&fence, &new).await?;
+            let layout = Arc::new(table.layout.clone());
+            let progress = self.progress.table(&table.source.name, &table.target);
+            progress.set_state(TableState::Snapshot);
+            progress.set_rows_total_estimate(table.source.estimated_rows);
+            tables.push((Arc::new(SyncTable { oid: table.source.oid, layout, lake, progress }), table.source.clone()));
+        }
+        let pipeline = self.pipeline(fence);
+        self.remove_orphans(&pipeline).await?;
+        let table_ids: Vec<i64> = tables.iter().map(|(table, _)| table.lake.table_id).collect();
+        self.lake.begin_copy(&pipeline.fence, &table_ids).await?;
+        for row in self.lake.tables(&self.config.name).await? {
+            if !row.table_id.is_some_and(|id| table_ids.contains(&id)) {
+                self.stop_table(&pipeline, &row, &left_out(&row)).await?;
+            }
+        }
+        tracing::info!(slot = %source.slot, lsn = %created.consistent_point, tables = tables.len(), "copying");
+        let copy = CopyOptions {
+            settings: &self.settings,
+            workers: self.config.sync.snapshot_workers,
+            on_unrepresentable: self.config.sync.on_unrepresentable,
+            lsn: created.consistent_point,
+        };
+        let finished = snapshot::copy_all(&pipeline, &copy, &holder, &tables, &self.stop).await?;
+        holder.release().await;
+        drop(replication);
+        if !finished {
+            return Ok(None);
+        }
+        failpoint("handoff");
+        self.progress.applied(created.consistent_point);
+        tracing::info!(lsn = %created.consistent_point, "the copy is complete; streaming");
+        let until = until.map(|until| until.max(created.consistent_point));
+        Ok(Some(Ready { pipeline, tables, from: created.consistent_point, state: TableState::Catchup, until }))
+    }
+
+    /// Goes on from the lake's position.
+    async fn resume(&self, row: PipelineRow, chosen: &[ChosenTable], until: Option<Lsn>) -> Result<Ready> {
+        let lsn = row.lsn.unwrap_or_default();
+        let fence = self.lake.claim(&self.new_pipeline(row.owns_publication)).await?;
+        if row.timeline != self.identity.timeline {
+            let change = PipelineChange { timeline: Some(self.identity.timeline), ..PipelineChange::default() };
+            self.lake.set_state(&fence, PipelineState::Streaming, &change).await?;
+        }
+        let pipeline = self.pipeline(fence);
+        self.remove_orphans(&pipeline).await?;
+        let rows = self.lake.tables(&row.name).await?;
+        let mut tables: Vec<Table> = Vec::new();
+        let mut state = TableState::Streaming;
+        for known in &rows {
+            let shown = show(&self.progress, known);
+            shown.add_nulled(known.values_nulled);
+            if known.state == TableState::Errored {
+                pipeline.stop_table(known.target.clone(), known.lsn.unwrap_or_default());
+                shown.fail(known.error.as_deref().unwrap_or("errored"));
+                continue;
+            }
+            match self.rejoin(known, chosen).await {
+                Ok(table) => tables.push(table),
+                Err(error) if error.kind() == ErrorKind::Table => {
+                    self.stop_table(&pipeline, known, &error).await?;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
+            if known.state == TableState::Catchup {
+                state = TableState::Catchup;
+            }
+        }
+        for table in chosen.iter().filter(|t| !rows.iter().any(|row| row.source_oid == t.source.oid)) {
+            tracing::warn!(
+                table = %table.source.name,
+                "matches [[tables]], but was not there when the lake was first copied; `duckpipe sync --resnapshot` takes it in"
+            );
+        }
+        self.progress.applied(lsn);
+        tracing::info!(%lsn, tables = tables.len(), "streaming");
+        Ok(Ready { pipeline, tables, from: lsn, state, until })
+    }
+
+    /// The table as it is in the source, the configuration and the lake, where these agree.
+    async fn rejoin(&self, known: &TableRow, chosen: &[ChosenTable]) -> Result<Table> {
+        let remedy = "copy everything anew: `duckpipe sync --resnapshot`";
+        let Some(table) = chosen.iter().find(|table| table.source.oid == known.source_oid) else {
+            return Err(left_out(known));
+        };
+        if table.target != known.target {
+            return Err(Error::new(
+                ErrorKind::Table,
+                format!("{} is the lake's {}, but has the target {} now", known.source, known.target, table.target),
+            )
+            .remedy(remedy));
+        }
+        let lake = self.lake.fitting_table(known, &table.layout).await?;
+        let layout = Arc::new(table.layout.clone());
+        let progress = self.progress.table(&known.source, &known.target);
+        Ok((Arc::new(SyncTable { oid: known.source_oid, layout, lake, progress }), table.source.clone()))
+    }
+
+    async fn stop_table(&self, pipeline: &Pipeline, row: &TableRow, error: &Error) -> Result<()> {
+        tracing::error!(table = %row.source, %error, fix = error.remedy_text(), "the table stops; the others go on");
+        let text = explain(error);
+        if let Some(table_id) = row.table_id {
+            self.lake.fail_table(&pipeline.fence, table_id, &text).await?;
+        }
+        pipeline.stop_table(row.target.clone(), row.lsn.unwrap_or_default());
+        self.progress.table(&row.source, &row.target).fail(text);
+        Ok(())
+    }
+
+    fn new_pipeline(&self, owns_publication: bool) -> NewPipeline {
+        NewPipeline {
+            name: self.config.name.clone(),
+            system_id: self.identity.system_id.clone(),
+            timeline: self.identity.timeline,
+            slot: self.config.source.slot.clone(),
+            publication: self.config.source.publication.clone(),
+            owns_publication,
+        }
+    }
+
+    fn pipeline(&self, fence: Fence) -> Arc<Pipeline> {
+        Arc::new(Pipeline {
+            lake: self.lake.clone(),
+            store: self.store.clone(),
+            fence,
+            budget: self.budget,
+            spill_directory: spill_directory(),
+            progress: Arc::clone(&self.progress),
+            stopped: std::sync::Mutex::default(),
+        })
+    }
+
+    async fn remove_orphans(&self, pipeline: &Pipeline) -> Result<()> {
+        let removed = self.lake.remove_orphans(&pipeline.fence, &self.store).await?;
+        if removed > 0 {
+            tracing::info!(removed, "removed files of an earlier run that never reached the lake");
+        }
+        Ok(())
+    }
+
+    /// Streams, over as many connections as it takes.
+    async fn stream(
+        &self,
+        pipeline: &Arc<Pipeline>,
+        tables: &[Table],
+        from: Lsn,
+        state: TableState,
+        until: Option<Lsn>,
+    ) -> Result<Outcome> {
+        let mut from = from;
+        let mut pause = Duration::from_millis(200);
+        let mut failures = 0;
+        let mut renewed: Option<Session> = None;
+        for (table, _) in tables {
+            table.progress.set_state(state);
+        }
+        loop {
+            let started = tokio::time::Instant::now();
+            let session = renewed.as_ref().unwrap_or(&self.session);
+            let ended = tokio::select! {
+                ended = self.stream_once(session, pipeline, tables, from, state, until) => ended,
+                error = self.watch_source(session) => Err(error),
+            };
+            let error = match ended {
+                Ok(_) => return self.outcome().await,
+                Err(error) if error.kind() == ErrorKind::Transient => error,
+                Err(error) => return Err(error),
+            };
+            failures += 1;
+            if self.options.once && failures >= ATTEMPTS_ONCE {
+                return Err(error);
+            }
+            if started.elapsed() > MOST_BACKOFF {
+                pause = Duration::from_millis(200);
+            }
+            tracing::warn!(%error, ?pause, "the stream broke; connecting again");
+            let session = renewed.as_ref().unwrap_or(&self.session);
+            match self.reconnect(session, &pipeline.fence, &mut pause).await? {
+                Some((session, lsn)) => {
+                    from = lsn.unwrap_or(from);
+                    if session.is_some() {
+                        renewed = session;
+                    }
+                }
+                None => return self.outcome().await,
+            }
+        }
+    }
+
+    /// Waits until the source answers again and still continues the lake. Returns a new session, where the old one is broken,
+    /// and the position to go on from; `None`: told to stop.
+    async fn reconnect(
+        &self,
+        old: &Session,
+        fence: &Fence,
+        pause: &mut Duration,
+    ) -> Result<Option<(Option<Session>, Option<Lsn>)>> {
+        let mut stop = self.stop.clone();
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(*pause) => {}
+                _ = stop.wait_for(|stop| *stop) => return Ok(None),
+            }
+            *pause = (*pause * 2).min(MOST_BACKOFF);
+            match self.take_over(old, fence).await {
+                Err(error) if error.kind() == ErrorKind::Transient => {
+                    tracing::warn!(%error, ?pause, "the source does not answer; trying again");
+                }
+                other => return other.map(Some),
+            }
+        }
+    }
+
+    async fn take_over(&self, old: &Session, fence: &Fence) -> Result<(Option<Session>, Option<Lsn>)> {
+        let Some(row) = self.lake.pipeline(&self.config.name).await?.filter(|row| row.epoch == fence.epoch) else {
+            return Err(Error::new(
+                ErrorKind::Fenced,
+                format!("another process has taken pipeline {} over", self.config.name),
+            )
+            .remedy("one `duckpipe sync` per pipeline: find the other one"));
+        };
+        // The session that is still alive holds the lock: a second one would wait for it in vain.
+        let new = match old.flushed_position().await {
+            Ok(_) => None,
+            Err(_) => Some(Session::connect(&self.settings).await?),
+        };
+        let session = new.as_ref().unwrap_or(old);
+        // Until the server notices that a connection is gone, its lock and its walsender stay: they are waited for.
+        take_turn(session, &self.config.source.slot)
+            .await
+            .map_err(|error| Error::new(ErrorKind::Transient, error.to_string()))?;
+        let mut replication = ReplicationConnection::connect(&self.settings).await?;
+        let identity = replication.identify_system().await?;
+        let database = self.settings.database();
+        prepare::check_continuity(session, &mut replication, &identity, database, &row).await?;
+        Ok((new, row.lsn))
+    }
+
+    /// Shows the source's position until its session breaks: with it goes the lock that keeps a second `sync` away.
+    async fn watch_source(&self, session: &Session) -> Error {
+        let mut tick = tokio::time::interval(Duration::from_secs(1));
+        loop {
+            tick.tick().await;
+            match session.flushed_position().await {
+                Ok(position) => self.progress.source(position),
+                Err(error) => return error,
+            }
+        }
+    }
+
+    async fn stream_once(
+        &self,
+        session: &Session,
+        pipeline: &Arc<Pipeline>,
+        tables: &[Table],
+        from: Lsn,
+        state: TableState,
+        until: Option<Lsn>,
+    ) -> Result<Lsn> {
+        let replication = ReplicationConnection::connect(&self.settings).await?;
+        let source = &self.config.source;
+        let binary = tables.iter().all(|(table, _)| table.layout.reads_binary());
+        let wal = replication
+            .start(&WalOptions {
+                slot: source.slot.clone(),
+                publication: source.publication.clone(),
+                from,
+                binary,
+                protocol: 1,
+            })
+            .await?;
+        wal.confirm(from);
+        let options = StreamOptions {
+            flush_interval: self.config.sync.flush_interval,
+            on_unrepresentable: self.config.sync.on_unrepresentable,
+            until,
+            attempts: self.options.once.then_some(ATTEMPTS_ONCE),
+        };
+        // Tables that catch up are level with the others where the source was when the stream began.
+        let level_at = match until {
+            Some(until) => until,
+            None => session.flushed_position().await?,
+        };
+        Stream::new(Arc::clone(pipeline), options, wal, tables, from, (state, level_at)).run(self.stop.clone()).await
+    }
+
+    async fn outcome(&self) -> Result<Outcome> {
+        let rows = self.lake.tables(&self.config.name).await?;
+        let errored_tables = rows.iter().filter(|row| row.state == TableState::Errored).count();
+        Ok(Outcome { errored_tables })
+    }
+}
+
+fn left_out(row: &TableRow) -> Error {
+    Error::new(ErrorKind::Table, format!("{} is no longer in the source, or no longer in [[tables]]", row.source))
+        .remedy("to follow it again, name it in [[tables]] and copy everything anew: `duckpipe sync --resnapshot`")
+}
+
+/// Where transactions go that exceed the memory: not `/tmp`, which is memory itself on many machines.
+fn spill_directory() -> PathBuf {
+    match std::env::var_os("TMPDIR") {
+        Some(directory) => directory.into(),
+        None if std::path::Path::new("/var/tmp").is_dir() => "/var/tmp".into(),
+        None => std::env::temp_dir(),
+    }
+}

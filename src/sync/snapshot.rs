@@ -1,0 +1,271 @@
+//! The first copy: every table as of the slot's exported snapshot, shown in one lake snapshot.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use duckpipe_storage::{DataFile, DataFileWriter};
+use hashbrown::HashMap;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::batch::copy::CopyDecoder;
+use crate::batch::value_error::OnUnrepresentable;
+use crate::error::{Because, Error, ErrorKind, Result, ResultExt};
+use crate::lake::store::store_error;
+use crate::lake::{Commit, PipelineState, TableCommit, TableState};
+use crate::lsn::Lsn;
+use crate::source::settings::SourceSettings;
+use crate::source::snapshot::{CopyColumn, SnapshotHolder, SnapshotReader};
+use crate::source::table::SourceTable;
+
+use super::failpoint::failpoint;
+use super::flush::SyncTable;
+use super::pipeline::Pipeline;
+use super::stream::explain;
+
+/// A range of a table's heap for one worker.
+struct Job {
+    table: Arc<SyncTable>,
+    source: Arc<SourceTable>,
+    pages: Option<Range<u32>>,
+}
+
+/// Heap pages (8 KiB) of a range: 128 MiB, so that a large table keeps all workers busy to its end.
+const RANGE_PAGES: u32 = 16_384;
+
+/// How the first copy is made.
+pub struct CopyOptions<'a> {
+    /// The source.
+    pub settings: &'a SourceSettings,
+    /// Connections that copy at the same time.
+    pub workers: usize,
+    /// What to do with a value that its lake type can't hold.
+    pub on_unrepresentable: OnUnrepresentable,
+    /// The slot's consistent point: the position that the copy shows.
+    pub lsn: Lsn,
+}
+
+/// Copies all tables at the slot's snapshot, which `holder` keeps, and commits them.
+///
+/// Returns whether the copy was finished: not, where it was told to stop.
+///
+/// # Errors
+/// Kind `Transient`, when the source or the store fails; nothing is visible then, and the next start copies anew.
+pub async fn copy_all(
+    pipeline: &Arc<Pipeline>,
+    options: &CopyOptions<'_>,
+    holder: &SnapshotHolder,
+    tables: &[(Arc<SyncTable>, SourceTable)],
+    stop: &watch::Receiver<bool>,
+) -> Result<bool> {
+    let workers = options.workers.max(1);
+    let jobs: VecDeque<Job> = tables.iter().flat_map(|(table, source)| jobs_of(table, source)).collect();
+    let jobs = Arc::new(Mutex::new(jobs));
+    let mut running = JoinSet::new();
+    for _ in 0..workers {
+        let worker = Worker {
+            pipeline: Arc::clone(pipeline),
+            settings: options.settings.clone(),
+            snapshot: holder.snapshot().to_owned(),
+            workers,
+            on_unrepresentable: options.on_unrepresentable,
+            stop: stop.clone(),
+        };
+        running.spawn(worker.work(Arc::clone(&jobs)));
+    }
+    let mut copied: HashMap<u32, Copied> = HashMap::new();
+    let mut failed: HashMap<u32, Error> = HashMap::new();
+    while let Some(done) = running.join_next().await {
+        let done = done.because(ErrorKind::Internal, || "a snapshot worker died".into())??;
+        for (oid, result) in done {
+            match result {
+                Ok(part) => copied.entry(oid).or_default().add(part),
+                Err(error) => drop(failed.entry(oid).or_insert(error)),
+            }
+        }
+    }
+    if *stop.borrow() {
+        tracing::info!("stopped during the first copy; the next start copies anew");
+        return Ok(false);
+    }
+    holder.check().await.context(|| "the snapshot was lost during the copy".into())?;
+    for (table, _) in tables {
+        if let Some(error) = failed.get(&table.oid) {
+            let text = explain(error);
+            tracing::error!(table = %table.layout.table, %error, fix = error.remedy_text(), "the table is left out");
+            pipeline.lake.fail_table(&pipeline.fence, table.lake.table_id, &text).await?;
+            pipeline.stop_table(table.lake.name.clone(), Lsn::ZERO);
+            table.progress.fail(text);
+        }
+    }
+    failpoint("snapshot_commit");
+    commit(pipeline, tables, &copied, &failed, options.lsn).await?;
+    Ok(true)
+}
+
+async fn commit(
+    pipeline: &Pipeline,
+    tables: &[(Arc<SyncTable>, SourceTable)],
+    copied: &HashMap<u32, Copied>,
+    failed: &HashMap<u32, Error>,
+    lsn: Lsn,
+) -> Result<()> {
+    let commits: Vec<TableCommit> = tables
+        .iter()
+        .filter(|(table, _)| !failed.contains_key(&table.oid))
+        .map(|(table, _)| {
+            let part = copied.get(&table.oid);
+            TableCommit {
+                table_id: table.lake.table_id,
+                data: part.map(|p| p.files.clone()).unwrap_or_default(),
+                deletes: Vec::new(),
+                replace: true,
+                rows_copied: part.map_or(0, |p| p.rows),
+                rows_applied: 0,
+                values_nulled: part.map_or(0, |p| p.nulled),
+                state: TableState::Catchup,
+                lsn: None,
+            }
+        })
+        .collect();
+    loop {
+        let base_snapshot = pipeline.lake.live_files(&[]).await?.base_snapshot;
+        let commit = Commit {
+            base_snapshot,
+            follows: None,
+            lsn,
+            commit_ts: None,
+            tables: commits.clone(),
+            behind: pipeline.behind(),
+            pipeline_state: Some(PipelineState::Streaming),
+        };
+        match pipeline.lake.commit(&pipeline.fence, &commit).await {
+            Err(error) if error.kind() == ErrorKind::Conflict => tracing::debug!(%error, "committing the copy anew"),
+            other => return other.map(drop),
+        }
+    }
+}
+
+/// What was copied of a table.
+#[derive(Default)]
+struct Copied {
+    files: Vec<DataFile>,
+    rows: u64,
+    nulled: u64,
+}
+
+impl Copied {
+    fn add(&mut self, other: Copied) {
+        self.files.extend(other.files);
+        self.rows += other.rows;
+        self.nulled += other.nulled;
+    }
+}
+
+fn jobs_of(table: &Arc<SyncTable>, source: &SourceTable) -> Vec<Job> {
+    let shared = Arc::new(source.clone());
+    let job = |pages| Job { table: Arc::clone(table), source: Arc::clone(&shared), pages };
+    if source.pages <= RANGE_PAGES * 3 / 2 {
+        return vec![job(None)];
+    }
+    let mut starts: Vec<u32> = (0..source.pages).step_by(RANGE_PAGES as usize).collect();
+    // The last range is open: the heap may have grown since it was measured.
+    starts.push(u32::MAX);
+    starts.windows(2).map(|w| job(Some(w[0]..w[1]))).collect()
+}
+
+struct Worker {
+    pipeline: Arc<Pipeline>,
+    settings: SourceSettings,
+    snapshot: String,
+    workers: usize,
+    on_unrepresentable: OnUnrepresentable,
+    stop: watch::Receiver<bool>,
+}
+
+/// Connections that a worker may lose before the copy is given up.
+const RECONNECTS: u32 = 5;
+
+impl Worker {
+    async fn work(self, jobs: Arc<Mutex<VecDeque<Job>>>) -> Result<Vec<(u32, Result<Copied>)>> {
+        let mut done = Vec::new();
+        let mut reader = None;
+        let mut losses = 0;
+        while let Some(job) = { jobs.lock().unwrap_or_else(PoisonError::into_inner).pop_front() } {
+            if *self.stop.borrow() {
+                break;
+            }
+            let mut stop = self.stop.clone();
+            let copied = tokio::select! {
+                copied = self.copy(&mut reader, &job) => copied,
+                // A copy may wait for a lock in the source for as long as somebody holds it.
+                _ = stop.wait_for(|stop| *stop) => break,
+            };
+            match copied {
+                Err(error) if error.kind() == ErrorKind::Table => {
+                    done.push((job.table.oid, Err(error)));
+                    // The rest of the failed table still comes on that connection.
+                    reader = None;
+                }
+                Err(error) if error.kind() == ErrorKind::Transient && losses < RECONNECTS => {
+                    losses += 1;
+                    tracing::warn!(table = %job.table.layout.table, %error, "a part of the copy failed; reading it again");
+                    reader = None;
+                    jobs.lock().unwrap_or_else(PoisonError::into_inner).push_back(job);
+                    tokio::time::sleep(std::time::Duration::from_millis(200 << losses)).await;
+                }
+                other => done.push((job.table.oid, Ok(other?))),
+            }
+        }
+        Ok(done)
+    }
+
+    async fn copy(&self, reader: &mut Option<SnapshotReader>, job: &Job) -> Result<Copied> {
+        let table = &job.table;
+        let connection = match reader {
+            Some(connection) => connection,
+            None => reader.insert(SnapshotReader::open(&self.settings, &self.snapshot).await?),
+        };
+        let columns: Vec<CopyColumn> = table
+            .layout
+            .columns
+            .iter()
+            .map(|column| CopyColumn { name: column.name.clone(), cast: column.copy_cast() })
+            .collect();
+        let mut stream = connection.copy(&job.source, &columns, job.pages.clone()).await?;
+        let mut decoder = CopyDecoder::new(Arc::clone(&table.layout), self.on_unrepresentable);
+        let pipeline = &self.pipeline;
+        let mut writer = DataFileWriter::new(
+            pipeline.store.clone(),
+            pipeline.upload_log(),
+            &table.lake.folder,
+            table.lake.schema(&table.layout)?,
+            pipeline.budget.data_files(self.workers),
+        );
+        let unwritten = format!("the files of {} can't be written", table.layout.table);
+        let mut rows = 0;
+        while let Some(chunk) = stream.next().await? {
+            decoder.push(&chunk)?;
+            if decoder.bytes() >= pipeline.budget.copy_batch || decoder.rows() >= 65_536 {
+                rows += decoder.rows() as u64;
+                table.progress.add_rows_copied(decoder.rows() as u64);
+                writer.write(&decoder.take()?).await.map_err(store_error(&unwritten))?;
+                failpoint("copy");
+            }
+        }
+        if decoder.rows() > 0 {
+            rows += decoder.rows() as u64;
+            table.progress.add_rows_copied(decoder.rows() as u64);
+            writer.write(&decoder.take()?).await.map_err(store_error(&unwritten))?;
+        }
+        let nulled = decoder.nulled();
+        table.progress.add_nulled(nulled);
+        if nulled > 0 {
+            tracing::warn!(table = %table.layout.table, nulled, "values that their lake type can't hold were copied as NULL");
+        }
+        decoder.finish()?;
+        let files = writer.finish().await.map_err(store_error(&unwritten))?;
+        Ok(Copied { files, rows, nulled })
+    }
+}

@@ -1,0 +1,582 @@
+//! The WAL stream: messages to logs, logs to flushes, flushes to confirmed positions.
+//!
+//! Receiving and flushing go on side by side, one flush at a time. What is confirmed to the slot was durable in the catalog
+//! before; a position is taken over only where every transaction up to it is.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hashbrown::HashMap;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::batch::change::ChangeBuilder;
+use crate::batch::pgoutput::{self, Message};
+use crate::batch::relation::RelationMap;
+use crate::batch::value_error::OnUnrepresentable;
+use crate::error::{Error, ErrorKind, Result, ResultExt};
+use crate::lake::TableState;
+use crate::lsn::Lsn;
+use crate::source::table::SourceTable;
+use crate::source::wal_stream::{WalChunk, WalMessage, WalStream};
+
+use super::change_log::ChangeLog;
+use super::failpoint::failpoint;
+use super::flush::{Flush, SyncTable, flush};
+use super::pipeline::Pipeline;
+
+/// How a stream is to run.
+pub struct StreamOptions {
+    /// The longest that a committed change waits for its flush.
+    pub flush_interval: Duration,
+    /// What to do with a value that its lake type can't hold.
+    pub on_unrepresentable: OnUnrepresentable,
+    /// Stop once everything up to this position is durable.
+    pub until: Option<Lsn>,
+    /// How often a flush is tried when store or catalog fail; `None`: for ever.
+    pub attempts: Option<u32>,
+}
+
+/// Idle positions are written to the catalog at most this often.
+const ADVANCE_INTERVAL: Duration = Duration::from_secs(10);
+/// How often progress is brought up to date, and the server asked for its position when a run waits for one.
+const TICK: Duration = Duration::from_millis(200);
+/// Events that a builder holds before they become a batch.
+const BATCH_EVENTS: usize = 65_536;
+/// Bytes that a builder holds before they become a batch.
+const BATCH_BYTES: usize = 4 << 20;
+/// How long a flush may take after the process was told to stop.
+const STOP_PATIENCE: Duration = Duration::from_secs(12);
+
+/// One table in the stream.
+struct StreamTable {
+    table: Arc<SyncTable>,
+    source: SourceTable,
+    relation: Option<RelationMap>,
+    on_unrepresentable: OnUnrepresentable,
+    builder: ChangeBuilder,
+    log: ChangeLog,
+    /// Events of complete transactions; those after belong to the open one.
+    committed: u64,
+    /// Why the table stands still, until the catalog knows.
+    failed: Option<Failure>,
+}
+
+enum Failure {
+    /// Not yet in the catalog.
+    New(Error),
+    /// In the catalog: changes are passed over.
+    Recorded,
+}
+
+impl StreamTable {
+    fn events(&self) -> u64 {
+        self.log.events() + self.builder.rows() as u64
+    }
+
+    fn memory(&self) -> usize {
+        self.log.memory() + self.builder.bytes()
+    }
+
+    fn seal(&mut self) -> Result<()> {
+        if self.builder.rows() > 0 {
+            self.log.add_nulled(self.builder.nulled_rows());
+            let batch = self.builder.finish()?;
+            self.log.push(batch);
+        }
+        Ok(())
+    }
+
+    fn fail(&mut self, failure: Failure) {
+        self.log = ChangeLog::new(self.table.layout.key.clone());
+        self.builder = ChangeBuilder::new(Arc::clone(&self.table.layout), self.on_unrepresentable);
+        self.committed = 0;
+        self.failed = Some(failure);
+    }
+}
+
+/// Complete transactions that wait for a flush.
+#[derive(Clone, Copy)]
+struct Waiting {
+    lsn: Lsn,
+    commit_ts: i64,
+    since: Instant,
+}
+
+/// What a finished flush tells.
+struct Flushed {
+    lsn: Lsn,
+    failed: Vec<u32>,
+}
+
+/// The stream of one connection.
+pub struct Stream {
+    pipeline: Arc<Pipeline>,
+    options: StreamOptions,
+    wal: WalStream,
+    tables: HashMap<u32, StreamTable>,
+    in_transaction: bool,
+    /// Indexes of `tables` that the open transaction changed.
+    touched: Vec<u32>,
+    waiting: Option<Waiting>,
+    /// Everything that committed up to here was received.
+    received: Lsn,
+    applied: Lsn,
+    advanced_at: Instant,
+    state: TableState,
+    /// Where tables that catch up are level with the others: the source's position when the stream began.
+    level_at: Lsn,
+    in_flight: Option<Flight>,
+}
+
+impl Stream {
+    /// A stream that goes on from `applied`. `state` is what the catalog says of the tables that stream.
+    pub fn new(
+        pipeline: Arc<Pipeline>,
+        options: StreamOptions,
+        wal: WalStream,
+        tables: &[(Arc<SyncTable>, SourceTable)],
+        applied: Lsn,
+        (state, level_at): (TableState, Lsn),
+    ) -> Self {
+        let tables = tables
+            .iter()
+            .map(|(table, source)| {
+                let stream = StreamTable {
+                    table: Arc::clone(table),
+                    source: source.clone(),
+                    relation: None,
+                    on_unrepresentable: options.on_unrepresentable,
+                    builder: ChangeBuilder::new(Arc::clone(&table.layout), options.on_unrepresentable),
+                    log: ChangeLog::new(table.layout.key.clone()),
+                    committed: 0,
+                    failed: None,
+                };
+                (table.oid, stream)
+            })
+            .collect();
+        Stream {
+            pipeline,
+            options,
+            wal,
+            tables,
+            in_transaction: false,
+            touched: Vec::new(),
+            waiting: None,
+            received: applied,
+            applied,
+            advanced_at: Instant::now(),
+            state,
+            level_at,
+            in_flight: None,
+        }
+    }
+
+    /// Runs until the wanted position is durable, or until told to stop; returns the applied position.
+    ///
+    /// # Errors
+    /// Kind `Transient`, when the connection ends: start anew from the applied position. Kind `Fenced`, when another process
+    /// has taken over.
+    pub async fn run(mut self, mut stop: watch::Receiver<bool>) -> Result<Lsn> {
+        let result = self.follow(&mut stop).await;
+        if let Err(error) = result {
+            // The flush that is under way decides from where the next connection goes on.
+            if let Some(mut flush) = self.in_flight.take() {
+                let _ = tokio::time::timeout(STOP_PATIENCE, &mut flush.0).await;
+            }
+            return Err(error);
+        }
+        let applied = self.applied;
+        // A last position that the server does not take is sent again by the next start.
+        self.wal.close().await?;
+        Ok(applied)
+    }
+
+    async fn follow(&mut self, stop: &mut watch::Receiver<bool>) -> Result<()> {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            if *stop.borrow() {
+                return self.wind_up().await;
+            }
+            if self.in_flight.is_none() {
+                self.record_failures().await?;
+                if self.flush_is_due() {
+                    self.start_flush()?;
+                } else if self.advance_is_due() {
+                    self.advance().await?;
+                }
+                if self.state == TableState::Catchup && self.applied >= self.level_at {
+                    self.finish_catchup().await?;
+                }
+                if self.is_done() {
+                    return Ok(());
+                }
+            }
+            let full = self.memory() >= self.pipeline.budget.buffer;
+            if full && self.in_flight.is_none() {
+                // What is left in memory belongs to the open transaction alone.
+                self.spill()?;
+            }
+            let reads = !(full && self.in_flight.is_some());
+            let due = self.waiting.map(|w| w.since + self.options.flush_interval);
+            tokio::select! {
+                chunk = self.wal.next(), if reads => match chunk? {
+                    Some(chunk) => self.receive(&chunk)?,
+                    None => return Err(Error::new(ErrorKind::Transient, "the source ended the replication stream")),
+                },
+                done = next_flush(&mut self.in_flight), if self.in_flight.is_some() => {
+                    self.in_flight = None;
+                    self.finish_flush(joined(done)?)?;
+                }
+                () = sleep_until(due), if due.is_some() && self.in_flight.is_none() => {}
+                _ = tick.tick() => self.on_tick(),
+                _ = stop.changed() => {}
+            }
+        }
+    }
+
+    fn on_tick(&self) {
+        if self.options.until.is_some_and(|until| self.received < until) || self.received == self.applied {
+            self.wal.request_keepalive();
+        }
+        self.pipeline.progress.received(self.received);
+        self.pipeline.progress.set_buffered_bytes(self.memory() as u64);
+    }
+
+    fn memory(&self) -> usize {
+        self.tables.values().map(StreamTable::memory).sum()
+    }
+
+    fn is_done(&self) -> bool {
+        self.options.until.is_some_and(|until| self.applied >= until)
+    }
+
+    // --- receiving ---------------------------------------------------------------------------------------------------
+
+    fn receive(&mut self, chunk: &WalChunk) -> Result<()> {
+        for message in chunk.messages() {
+            match message? {
+                WalMessage::Data { payload, wal_start, .. } => {
+                    self.apply(payload).context(|| format!("WAL message at {wal_start}"))?;
+                }
+                WalMessage::Keepalive { wal_end, .. } if !self.in_transaction => {
+                    self.received = self.received.max(wal_end);
+                }
+                WalMessage::Keepalive { .. } => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, payload: &[u8]) -> Result<()> {
+        match pgoutput::parse(payload)? {
+            Message::Begin { final_lsn, .. } => {
+                self.in_transaction = true;
+                // Transactions come in commit order: all that committed before this one's commit record were received.
+                self.received = self.received.max(final_lsn);
+            }
+            Message::Commit { end_lsn, commit_ts, .. } => self.commit(end_lsn, commit_ts),
+            Message::Insert { oid, new } => self.change(oid, |t, relation| t.builder.insert(relation, &new))?,
+            Message::Update { oid, old, new } => {
+                self.change(oid, |t, relation| t.builder.update(relation, old.as_ref(), &new))?;
+            }
+            Message::Delete { oid, old } => self.change(oid, |t, relation| t.builder.delete(relation, &old))?,
+            Message::Relation(relation) => {
+                if let Some(table) = self.tables.get_mut(&relation.oid)
+                    && table.failed.is_none()
+                {
+                    match RelationMap::new(&table.table.layout, &table.source, &relation) {
+                        Ok(map) => table.relation = Some(map),
+                        Err(error) => quarantine(table, error)?,
+                    }
+                }
+            }
+            Message::Truncate { oids, .. } => {
+                for oid in oids {
+                    if let Some(table) = self.tables.get_mut(&oid)
+                        && table.failed.is_none()
+                    {
+                        let error = Error::new(
+                            ErrorKind::Table,
+                            format!("{} was truncated, which is not applied yet", table.table.layout.table),
+                        );
+                        quarantine(table, error.remedy("take a fresh copy: `duckpipe sync --resnapshot`"))?;
+                    }
+                }
+            }
+            Message::Origin | Message::Type | Message::Logical(_) => {}
+        }
+        Ok(())
+    }
+
+    fn change(&mut self, oid: u32, append: impl FnOnce(&mut StreamTable, &RelationMap) -> Result<()>) -> Result<()> {
+        let Some(table) = self.tables.get_mut(&oid) else { return Ok(()) };
+        if table.failed.is_some() {
+            return Ok(());
+        }
+        let Some(relation) = table.relation.take() else {
+            return Err(Error::new(
+                ErrorKind::Internal,
+                format!("a change of relation {oid} came before its description"),
+            ));
+        };
+        if self.touched.last() != Some(&oid) {
+            self.touched.push(oid);
+        }
+        let appended = append(table, &relation);
+        table.relation = Some(relation);
+        if let Err(error) = appended {
+            quarantine(table, error)?;
+        } else if table.builder.rows() >= BATCH_EVENTS || table.builder.bytes() >= BATCH_BYTES {
+            table.seal()?;
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self, end_lsn: Lsn, commit_ts: i64) {
+        self.in_transaction = false;
+        self.received = self.received.max(end_lsn);
+        let mut changed = false;
+        for oid in self.touched.drain(..) {
+            if let Some(table) = self.tables.get_mut(&oid) {
+                table.committed = table.events();
+                changed |= table.failed.is_none();
+            }
+        }
+        // An applied transaction may come again after a reconnect, before the slot's own position; it must not count twice.
+        if end_lsn <= self.applied {
+            self.forget_up_to(end_lsn);
+            return;
+        }
+        if changed || self.waiting.is_some() {
+            let since = self.waiting.map_or_else(Instant::now, |w| w.since);
+            self.waiting = Some(Waiting { lsn: end_lsn, commit_ts, since });
+        }
+    }
+
+    /// Drops what an already applied transaction brought.
+    fn forget_up_to(&mut self, end_lsn: Lsn) {
+        debug_assert!(self.waiting.is_none(), "transactions come in commit order");
+        tracing::debug!(%end_lsn, "passed over a transaction that the lake holds already");
+        for table in self.tables.values_mut() {
+            table.builder = ChangeBuilder::new(Arc::clone(&table.table.layout), table.on_unrepresentable);
+            table.log = ChangeLog::new(table.table.layout.key.clone());
+            table.committed = 0;
+        }
+    }
+
+    fn spill(&mut self) -> Result<()> {
+        let directory: &Path = &self.pipeline.spill_directory;
+        for table in self.tables.values_mut().filter(|t| t.memory() > 0) {
+            table.seal()?;
+            tokio::task::block_in_place(|| table.log.spill(directory))?;
+        }
+        Ok(())
+    }
+
+    // --- flushing ----------------------------------------------------------------------------------------------------
+
+    fn flush_is_due(&self) -> bool {
+        let Some(waiting) = self.waiting else { return false };
+        waiting.since.elapsed() >= self.options.flush_interval
+            || self.memory() >= self.pipeline.budget.buffer
+            || self.options.until.is_some_and(|until| self.received >= until)
+    }
+
+    fn start_flush(&mut self) -> Result<()> {
+        let Some(waiting) = self.waiting.take() else { return Ok(()) };
+        let mut logs = Vec::new();
+        for table in self.tables.values_mut().filter(|t| t.failed.is_none() && t.committed > 0) {
+            table.seal()?;
+            let open = table.log.split_off(table.committed);
+            logs.push((Arc::clone(&table.table), std::mem::replace(&mut table.log, open)));
+            table.committed = 0;
+        }
+        let flush = Flush {
+            follows: self.applied,
+            lsn: waiting.lsn,
+            commit_ts: Some(waiting.commit_ts),
+            logs,
+            state: self.state,
+        };
+        let pipeline = Arc::clone(&self.pipeline);
+        let attempts = self.options.attempts;
+        let task = tokio::spawn(async move { flush_until_done(&pipeline, flush, attempts).await });
+        self.in_flight = Some(Flight(task));
+        Ok(())
+    }
+
+    fn finish_flush(&mut self, flushed: Flushed) -> Result<()> {
+        for oid in flushed.failed {
+            if let Some(table) = self.tables.get_mut(&oid) {
+                table.fail(Failure::Recorded);
+            }
+        }
+        failpoint("confirm");
+        self.applied = flushed.lsn;
+        self.advanced_at = Instant::now();
+        self.wal.confirm(flushed.lsn);
+        self.pipeline.progress.applied(flushed.lsn);
+        self.pipeline.progress.committed();
+        Ok(())
+    }
+
+    fn advance_is_due(&self) -> bool {
+        let idle = self.waiting.is_none() && self.received > self.applied;
+        let reached = self.options.until.is_some_and(|until| self.received >= until)
+            || self.state == TableState::Catchup && self.received >= self.level_at;
+        idle && (reached || self.advanced_at.elapsed() >= ADVANCE_INTERVAL)
+    }
+
+    /// Takes over the position of a source that has nothing for this pipeline.
+    async fn advance(&mut self) -> Result<()> {
+        let position = self.received;
+        self.pipeline.lake.advance(&self.pipeline.fence, position).await?;
+        self.applied = position;
+        self.advanced_at = Instant::now();
+        self.wal.confirm(position);
+        self.pipeline.progress.applied(position);
+        Ok(())
+    }
+
+    async fn finish_catchup(&mut self) -> Result<()> {
+        self.pipeline.lake.finish_catchup(&self.pipeline.fence).await?;
+        self.state = TableState::Streaming;
+        for table in self.tables.values().filter(|t| t.failed.is_none()) {
+            table.table.progress.set_state(TableState::Streaming);
+        }
+        self.pipeline.progress.applied(self.applied);
+        Ok(())
+    }
+
+    /// A stopped table must be known to the catalog before a position is confirmed that lies past its lost changes.
+    async fn record_failures(&mut self) -> Result<()> {
+        for table in self.tables.values_mut() {
+            if let Some(Failure::New(error)) = &table.failed {
+                record_failure(&self.pipeline, &table.table, error, self.applied).await?;
+                table.failed = Some(Failure::Recorded);
+            }
+        }
+        Ok(())
+    }
+
+    /// Flushes the complete transactions and drops the open one.
+    async fn wind_up(&mut self) -> Result<()> {
+        let patience = tokio::time::sleep(STOP_PATIENCE);
+        tokio::pin!(patience);
+        loop {
+            if self.in_flight.is_none() {
+                self.record_failures().await?;
+                if self.waiting.is_some() {
+                    self.start_flush()?;
+                }
+            }
+            let Some(flush) = self.in_flight.as_mut() else { break };
+            tokio::select! {
+                done = &mut flush.0 => {
+                    self.in_flight = None;
+                    self.finish_flush(joined(done)?)?;
+                }
+                () = &mut patience => {
+                    tracing::warn!("stopped before the last flush was done; the next start applies it");
+                    self.in_flight = None;
+                    return Ok(());
+                }
+            }
+        }
+        if self.received > self.applied {
+            self.advance().await?;
+        }
+        Ok(())
+    }
+}
+
+/// A table's error stops the table; any other error is passed on.
+fn quarantine(table: &mut StreamTable, error: Error) -> Result<()> {
+    if error.kind() != ErrorKind::Table {
+        return Err(error);
+    }
+    table.fail(Failure::New(error));
+    Ok(())
+}
+
+/// An error with its remedy, as `status` shows it.
+pub fn explain(error: &Error) -> String {
+    match error.remedy_text() {
+        Some(remedy) => format!("{error}; {remedy}"),
+        None => error.to_string(),
+    }
+}
+
+async fn record_failure(pipeline: &Pipeline, table: &SyncTable, error: &Error, applied: Lsn) -> Result<()> {
+    tracing::error!(table = %table.layout.table, %error, fix = error.remedy_text(), "the table stops; the others go on");
+    let text = explain(error);
+    pipeline.lake.fail_table(&pipeline.fence, table.lake.table_id, &text).await?;
+    pipeline.stop_table(table.lake.name.clone(), applied);
+    table.progress.fail(text);
+    Ok(())
+}
+
+/// Flushes, again after a passing failure, and without a table that can't go on.
+async fn flush_until_done(pipeline: &Pipeline, mut what: Flush, attempts: Option<u32>) -> Result<Flushed> {
+    let mut failed = Vec::new();
+    let mut tries = 0;
+    loop {
+        let failure = match flush(pipeline, &what).await {
+            Ok(()) => return Ok(Flushed { lsn: what.lsn, failed }),
+            Err(failure) => failure,
+        };
+        if let Some(table) = failure.table {
+            record_failure(pipeline, &table, &failure.error, what.follows).await?;
+            failed.push(table.oid);
+            what.logs.retain(|(other, _)| other.oid != table.oid);
+            continue;
+        }
+        tries += 1;
+        if failure.error.kind() != ErrorKind::Transient || attempts.is_some_and(|most| tries >= most) {
+            return Err(failure.error);
+        }
+        let pause = Duration::from_millis(250 * 2u64.pow(tries.min(7)));
+        tracing::warn!(error = %failure.error, ?pause, "the flush failed; trying again");
+        tokio::time::sleep(pause).await;
+        if let Ok(Some(row)) = pipeline.lake.pipeline(&pipeline.fence.pipeline).await {
+            // The connection may have broken after the catalog committed.
+            if row.lsn >= Some(what.lsn) {
+                return Ok(Flushed { lsn: what.lsn, failed });
+            }
+            // Or a flush of a stream that was given up got in before: this stream must begin again after it.
+            if row.lsn != Some(what.follows) {
+                return Err(failure.error);
+            }
+        }
+    }
+}
+
+/// A flush under way, which ends with the stream that it belongs to.
+struct Flight(JoinHandle<Result<Flushed>>);
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn next_flush(flush: &mut Option<Flight>) -> std::result::Result<Result<Flushed>, tokio::task::JoinError> {
+    match flush {
+        Some(flush) => (&mut flush.0).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn joined<T>(result: std::result::Result<Result<T>, tokio::task::JoinError>) -> Result<T> {
+    result.unwrap_or_else(|error| Err(Error::new(ErrorKind::Internal, "the flush task died").caused_by(error)))
+}
+
+async fn sleep_until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due.into()).await,
+        None => std::future::pending().await,
+    }
+}
