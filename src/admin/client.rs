@@ -1,0 +1,73 @@
+//! The side of `status` and `query`.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use tempfile::TempPath;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+
+use super::protocol::{Answer, LONGEST_LINE, Request};
+use super::socket::{connect, socket_path};
+use crate::cli::status::StatusReport;
+use crate::error::{Because, Error, ErrorKind, Result};
+
+/// How long an answer may take: a status waits for nothing, a copy for the flush that is under way.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The status report of the sync that holds a catalog file; `None` where no sync is running there.
+pub async fn status(catalog: &Path) -> Result<Option<StatusReport>> {
+    ask(catalog, Request::Status).await
+}
+
+/// A consistent copy of the catalog file that a running sync holds, removed when dropped; `None` where no sync is running there.
+pub async fn copy_catalog(catalog: &Path) -> Result<Option<TempPath>> {
+    let path: Option<PathBuf> = ask(catalog, Request::CopyCatalog).await?;
+    path.map(|path| TempPath::try_from_path(path).because(ErrorKind::Internal, || "the sync named no path".into()))
+        .transpose()
+}
+
+async fn ask<T: DeserializeOwned>(catalog: &Path, request: Request) -> Result<Option<T>> {
+    let path = socket_path(catalog);
+    let stream = match connect(&path).await {
+        Ok(stream) => stream,
+        // No socket, or one that a dead process left.
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+            return Ok(None);
+        }
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            return Err(Error::new(ErrorKind::Precondition, "the running sync belongs to another user")
+                .context(format!("the control socket {}", path.display()))
+                .remedy("run this command as the user that runs sync"));
+        }
+        Err(error) => {
+            return Err(error)
+                .because(ErrorKind::Transient, || format!("the control socket {} can't be reached", path.display()));
+        }
+    };
+    let asked = tokio::time::timeout(PATIENCE, exchange(stream, request)).await;
+    let line = match asked {
+        Ok(line) => line.because(ErrorKind::Transient, || "the running sync did not answer".into())?,
+        Err(_) => {
+            let seconds = PATIENCE.as_secs();
+            return Err(Error::new(
+                ErrorKind::Transient,
+                format!("the running sync did not answer within {seconds} s"),
+            ));
+        }
+    };
+    let answer: Answer<T> = serde_json::from_str(&line).because(ErrorKind::Internal, || {
+        "the running sync's answer can't be read; is it another version of duckpipe?".into()
+    })?;
+    answer.into_result().map(Some)
+}
+
+async fn exchange(mut stream: tokio::net::UnixStream, request: Request) -> io::Result<String> {
+    let mut text = serde_json::to_string(&request)?;
+    text.push('\n');
+    stream.write_all(text.as_bytes()).await?;
+    let mut line = String::new();
+    BufReader::new(stream.take(LONGEST_LINE)).read_line(&mut line).await?;
+    if line.ends_with('\n') { Ok(line) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+}

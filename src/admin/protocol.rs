@@ -1,0 +1,58 @@
+//! What goes over the socket.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, ErrorKind};
+
+/// The longest line that either side reads, in bytes: a report of some ten thousand tables.
+pub(super) const LONGEST_LINE: u64 = 16 << 20;
+
+/// What a client asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+pub(super) enum Request {
+    /// The pipeline's state.
+    Status,
+    /// A consistent copy of the catalog file; the client removes it.
+    CopyCatalog,
+}
+
+/// What the server answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Answer<T> {
+    /// What was asked for.
+    Ok(T),
+    /// Why it can't be given.
+    Error {
+        /// What happened.
+        message: String,
+        /// What to do.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        remedy: Option<String>,
+    },
+}
+
+impl<T> From<Result<T, Error>> for Answer<T> {
+    fn from(result: Result<T, Error>) -> Self {
+        match result {
+            Ok(value) => Answer::Ok(value),
+            Err(error) => Answer::Error { message: error.to_string(), remedy: error.remedy_text().map(str::to_owned) },
+        }
+    }
+}
+
+impl<T> Answer<T> {
+    pub(super) fn into_result(self) -> Result<T, Error> {
+        match self {
+            Answer::Ok(value) => Ok(value),
+            Answer::Error { message, remedy } => {
+                let error = Error::new(ErrorKind::Transient, message).context("the running sync");
+                Err(match remedy {
+                    Some(remedy) => error.remedy(remedy),
+                    None => error,
+                })
+            }
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+
+use crate::config::{CliOverrides, Override, parse_duration, parse_size};
+
+/// Keeps a DuckLake on object storage equal to a PostgreSQL database.
+#[derive(Debug, Parser)]
+#[command(name = "duckpipe", version, propagate_version = true)]
+#[command(after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 differences found, \
+    4 resync needed, 5 finished with an errored table.")]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    pub(super) global: Global,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Global {
+    /// The configuration file; else DUCKPIPE_CONFIG, else ./duckpipe.toml
+    #[arg(short, long, global = true, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+    /// How logs and errors are written to stderr
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text, env = "DUCKPIPE_LOG_FORMAT")]
+    pub(super) log_format: LogFormat,
+    /// More logs (-v debug, -vv trace); DUCKPIPE_LOG takes a filter such as info,duckpipe::source=trace
+    #[arg(short, long, global = true, action = ArgAction::Count, conflicts_with = "quiet")]
+    pub(super) verbose: u8,
+    /// Warnings and errors only
+    #[arg(short, long, global = true)]
+    pub(super) quiet: bool,
+}
+
+impl Global {
+    /// The log level where no filter is set.
+    pub(super) fn level(&self) -> &'static str {
+        match (self.quiet, self.verbose) {
+            (true, _) => "warn",
+            (false, 0) => "info",
+            (false, 1) => "info,duckpipe=debug,duckpipe_storage=debug",
+            (false, _) => "debug,duckpipe=trace,duckpipe_storage=trace",
+        }
+    }
+}
+
+/// How logs are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Write a commented duckpipe.toml; never overwrites
+    Init(InitArguments),
+    /// Check every precondition, each with its remedy; changes nothing
+    Check(CheckArguments),
+    /// Copy the tables, then stream their changes until stopped
+    Sync(SyncArguments),
+    /// Remove the slot, and the publication if duckpipe made it; the lake stays
+    Drop(DropArguments),
+    /// Show how far each table is; works while sync runs and while it does not
+    Status(StatusArguments),
+    /// Run one SELECT on the lake; public.orders names the lake's table
+    Query(QueryArguments),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct InitArguments {
+    /// The source's postgres:// address; ${VARIABLE} in it stays as it is written
+    #[arg(long, value_name = "URL")]
+    pub(super) source_url: Option<String>,
+    /// The pipeline's name; else the database's
+    #[arg(long)]
+    pub(super) name: Option<String>,
+    /// The catalog: a DuckDB file, or a postgres:// address
+    #[arg(long)]
+    pub(super) catalog: Option<String>,
+    /// Where data files go: a folder, or s3://bucket/prefix
+    #[arg(long)]
+    pub(super) data_path: Option<String>,
+    /// A table or a pattern; may be given more than once
+    #[arg(long = "table", value_name = "SCHEMA.TABLE")]
+    pub(super) tables: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CheckArguments {
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct StatusArguments {
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct DropArguments {
+    /// Do not ask
+    #[arg(short, long)]
+    pub(super) yes: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct SyncArguments {
+    /// Up to the source's position at the start of the call, then exit
+    #[arg(long)]
+    pub(super) once: bool,
+    /// Begin anew: a new slot, and a fresh copy of every table
+    #[arg(long)]
+    pub(super) resnapshot: bool,
+    /// The longest that a committed change waits before its flush begins, such as 500ms
+    #[arg(long, value_name = "DURATION")]
+    flush_interval: Option<String>,
+    /// Buffered changes that begin a flush earlier, such as 64MB
+    #[arg(long, value_name = "SIZE")]
+    flush_bytes: Option<String>,
+    /// Memory that buffers, writers and DuckDB share, such as 512MB
+    #[arg(long, value_name = "SIZE")]
+    memory_limit: Option<String>,
+    /// Connections that copy tables at the same time
+    #[arg(long, value_name = "COUNT")]
+    snapshot_workers: Option<String>,
+    /// What happens to a value that its lake type can't hold: error or null
+    #[arg(long, value_name = "POLICY")]
+    on_unrepresentable: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct QueryArguments {
+    /// The statement; - reads it from stdin
+    #[arg(value_name = "SQL")]
+    pub(super) sql: String,
+    /// How the rows are written
+    #[arg(long, value_enum, default_value_t = crate::lake::query::OutputFormat::Table)]
+    pub(super) format: crate::lake::query::OutputFormat,
+    /// The query is cancelled after this time
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = parse_duration)]
+    pub(super) timeout: Duration,
+    /// The query's own memory
+    #[arg(long, value_name = "SIZE", default_value = "512MB", value_parser = parse_size)]
+    pub(super) memory_limit: u64,
+    /// The query's own threads
+    #[arg(long, value_name = "COUNT", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(super) threads: u16,
+}
+
+impl Arguments {
+    /// What the command line says about the configuration.
+    pub(super) fn overrides(&self) -> CliOverrides {
+        let mut settings = Vec::new();
+        if let Command::Sync(sync) = &self.command {
+            let flags = [
+                ("sync.flush_interval", "--flush-interval", &sync.flush_interval),
+                ("sync.flush_bytes", "--flush-bytes", &sync.flush_bytes),
+                ("sync.memory_limit", "--memory-limit", &sync.memory_limit),
+                ("sync.snapshot_workers", "--snapshot-workers", &sync.snapshot_workers),
+                ("sync.on_unrepresentable", "--on-unrepresentable", &sync.on_unrepresentable),
+            ];
+            for (key, flag, value) in flags {
+                settings.extend(value.clone().map(|value| Override { key, flag, value }));
+            }
+        }
+        CliOverrides { config: self.global.config.clone(), settings }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_become_overrides() {
+        let arguments =
+            Arguments::try_parse_from(["duckpipe", "sync", "--once", "-c", "x.toml", "--memory-limit", "1GB"]).unwrap();
+        let overrides = arguments.overrides();
+        assert_eq!(overrides.config, Some("x.toml".into()));
+        let expected = Override { key: "sync.memory_limit", flag: "--memory-limit", value: "1GB".into() };
+        assert_eq!(overrides.settings, [expected]);
+        let arguments = Arguments::try_parse_from(["duckpipe", "query", "SELECT 1", "--timeout", "5s"]).unwrap();
+        let Command::Query(query) = arguments.command else { panic!("no query") };
+        assert_eq!((query.timeout, query.memory_limit), (Duration::from_secs(5), 512_000_000));
+        assert!(Arguments::try_parse_from(["duckpipe", "query", "SELECT 1", "--timeout", "5"]).is_err());
+    }
+}

@@ -1,0 +1,110 @@
+//! From the `[[tables]]` entries to the tables of a pipeline.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use super::TableConfig;
+use crate::error::{Error, ErrorKind, Result};
+use crate::source::table::TableName;
+
+/// A table of the pipeline, with what its entry says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SelectedTable {
+    /// The source's table.
+    pub source: TableName,
+    /// The lake's table.
+    pub target: TableName,
+    /// Columns that do not enter the lake.
+    pub exclude_columns: Vec<String>,
+    /// Columns that arrive as text.
+    pub text_columns: BTreeSet<String>,
+    /// Whether only a pattern matched it: such a table is left out with a warning where it has no key.
+    pub by_pattern: bool,
+}
+
+/// Matches the entries against the tables that the source has. An entry that names a table wins over a pattern, an earlier
+/// pattern over a later one. The result is ordered by source name.
+///
+/// Errors ([`ErrorKind::Precondition`] for a table that the source does not have, else [`ErrorKind::Config`]): a named table
+/// that does not exist, patterns that match nothing at all, two tables with one target.
+pub fn select(entries: &[TableConfig], found: &[TableName]) -> Result<Vec<SelectedTable>> {
+    let mut selected = BTreeMap::new();
+    for entry in entries {
+        let Some(source) = entry.source.exact() else { continue };
+        if !found.contains(&source) {
+            let error = Error::new(ErrorKind::Precondition, format!("the source has no table {source}"));
+            return Err(match nearest(&source, found) {
+                Some(near) => error.remedy(format!(
+                    "did you mean {near}? Names are compared as they are stored, upper and lower case apart"
+                )),
+                None => error.remedy(
+                    "check the name in [[tables]], the database in source.url, and that the role may see the schema",
+                ),
+            });
+        }
+        selected.insert(source.clone(), selection(entry, &source, false));
+    }
+    for entry in entries.iter().filter(|entry| entry.source.exact().is_none()) {
+        for source in found.iter().filter(|name| entry.source.matches(name)) {
+            selected.entry(source.clone()).or_insert_with(|| selection(entry, source, true));
+        }
+    }
+    if selected.is_empty() {
+        let patterns: Vec<String> = entries.iter().map(|entry| entry.source.to_string()).collect();
+        return Err(Error::new(
+            ErrorKind::Precondition,
+            format!("no table of the source matches {}", patterns.join(", ")),
+        )
+        .remedy("check the patterns in [[tables]], the database in source.url, and that the role may see the schema"));
+    }
+    check_targets(selected.values().map(|table| (table.source.clone(), table.target.clone())))?;
+    Ok(selected.into_values().collect())
+}
+
+fn selection(entry: &TableConfig, source: &TableName, by_pattern: bool) -> SelectedTable {
+    SelectedTable {
+        source: source.clone(),
+        target: entry.target.clone().unwrap_or_else(|| source.clone()),
+        exclude_columns: entry.exclude_columns.clone(),
+        text_columns: entry.types.keys().cloned().collect(),
+        by_pattern,
+    }
+}
+
+/// Refuses two sources with one target; lake names are the same in upper and lower case.
+pub(super) fn check_targets(tables: impl IntoIterator<Item = (TableName, TableName)>) -> Result<()> {
+    let mut targets: HashMap<String, (TableName, TableName)> = HashMap::new();
+    let mut schemas: HashMap<String, TableName> = HashMap::new();
+    for (source, target) in tables {
+        let folded = format!("{:?}", (target.schema.to_lowercase(), target.table.to_lowercase()));
+        if let Some((other, other_target)) = targets.get(&folded) {
+            let message = if *other_target == target {
+                format!("{other} and {source} have one target, {target}")
+            } else {
+                format!(
+                    "{other} and {source} have targets that differ only in case, {other_target} and {target}, which the lake takes for one"
+                )
+            };
+            return Err(Error::new(ErrorKind::Config, message).remedy("give one of them another target"));
+        }
+        if let Some(other) = schemas.get(&target.schema.to_lowercase())
+            && other.schema != target.schema
+        {
+            let message = format!(
+                "the targets {other} and {target} lie in schemas that differ only in case, which the lake takes for one"
+            );
+            return Err(Error::new(ErrorKind::Config, message).remedy("give one of them another target"));
+        }
+        schemas.entry(target.schema.to_lowercase()).or_insert_with(|| target.clone());
+        targets.insert(folded, (source, target));
+    }
+    Ok(())
+}
+
+fn nearest<'a>(wanted: &TableName, found: &'a [TableName]) -> Option<&'a TableName> {
+    let wanted = wanted.to_string();
+    let distance = |name: &TableName| {
+        let name = name.to_string();
+        if name.eq_ignore_ascii_case(&wanted) { 0 } else { strsim::damerau_levenshtein(&name, &wanted) }
+    };
+    found.iter().min_by_key(|name| distance(name)).filter(|name| distance(name) <= 1 + wanted.len() / 4)
+}
