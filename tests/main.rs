@@ -1,0 +1,22 @@
+//! The black-box tests: one binary, so that linking is paid once; one module per promise.
+
+// A test that can't go on should say so at once.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+mod lab;
+mod scenario;
+mod workload;
+
+mod bad_input;
+mod dependencies;
+mod differential;
+mod direct_commit;
+mod exactly_once;
+mod laboratory;
+mod lifecycle;
+mod memory;
+mod prefix_consistency;
+mod slot_progress;
+mod stopped_table;
+mod types;
+mod values;

@@ -1,0 +1,70 @@
+//! Promise 6: memory stays within its limit, whatever the size of a table or a transaction.
+//!
+//! CI runs a tenth. The whole: `make test-memory`.
+
+use std::time::{Duration, Instant};
+
+use crate::lab::{Combination, Duckpipe, Lake, Postgres, assert_equal};
+
+/// What a process needs beside `memory_limit`: code, DuckDB's and Tokio's own, and what the allocator keeps.
+const OVERHEAD: u64 = 256 << 20;
+
+fn rows() -> u64 {
+    std::env::var("DUCKPIPE_TEST_ROWS").map_or(500_000, |rows| rows.parse().expect("DUCKPIPE_TEST_ROWS"))
+}
+
+fn stays_within(limit: u64, name: &str) {
+    let rows = rows();
+    let database = Postgres::shared().database(name);
+    let client = database.connect();
+    client.execute(&format!(
+        "CREATE TABLE big(id bigint PRIMARY KEY, k int NOT NULL, c text NOT NULL, pad text NOT NULL);
+         INSERT INTO big SELECT i, i % 1000, repeat(md5(i::text), 4), repeat('x', 60) FROM generate_series(1, {rows}) i;
+         ANALYZE big;"
+    ));
+    let lake = Lake::new(Combination::EMBEDDED, name);
+    let tables = Duckpipe::tables(&["public.big"]);
+    let sync = format!("[sync]\nmemory_limit = \"{limit}B\"\n\n{tables}");
+    let duckpipe = Duckpipe::new(name, &database.url(), &lake, &sync);
+    let deadline = Duration::from_secs(120 + rows / 2_000);
+    let mut running = duckpipe.sync();
+    let mut step = |what: &str, sql: &str| {
+        let start = Instant::now();
+        if !sql.is_empty() {
+            client.execute(sql);
+        }
+        let written = start.elapsed();
+        running.wait_for_lsn(client.lsn(), deadline);
+        let peak = running.peak_memory();
+        println!(
+            "memory_limit {} MiB, {rows} rows, {what}: peak {} MiB, written in {written:.1?}, in the lake after {:.1?}",
+            limit >> 20,
+            peak >> 20,
+            start.elapsed()
+        );
+        assert!(peak <= limit + OVERHEAD, "{what}: peak of {} MiB\n{}", peak >> 20, running.tail());
+    };
+    step("first copy", "");
+    step(
+        "one INSERT",
+        &format!(
+            "INSERT INTO big SELECT i, i % 1000, repeat(md5(i::text), 4), repeat('y', 60)
+             FROM generate_series({rows} + 1, {rows} * 2) i"
+        ),
+    );
+    let update = format!("UPDATE big SET k = k + 1 WHERE id <= {rows}");
+    step("one transaction that updates each row twice", &format!("BEGIN; {update}; {update}; COMMIT"));
+    step("one DELETE", &format!("DELETE FROM big WHERE id > {rows}"));
+    running.terminate().expect(0);
+    assert_eq!(assert_equal(&client, &lake.open_native(), "public.big"), rows);
+}
+
+#[test]
+fn within_256_mib() {
+    stays_within(256 << 20, "memory_256");
+}
+
+#[test]
+fn within_1_gib() {
+    stays_within(1 << 30, "memory_1024");
+}

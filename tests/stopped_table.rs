@@ -1,0 +1,243 @@
+//! Promise 4: what can't be applied stops its own table, says why, and comes back by a fresh copy; the others go on.
+
+use std::time::Duration;
+
+use duckpipe::lsn::Lsn;
+
+use crate::lab::{CatalogKind, Combination, StoreKind};
+use crate::scenario::Scenario;
+
+const TABLES: &str = "[sync]\nflush_interval = \"50ms\"\n[[tables]]\nsource = \"public.*\"\n";
+const POSTGRES: Combination = Combination { catalog: CatalogKind::Postgres, store: StoreKind::Local };
+
+/// The two tables, copied: `stops` meets its end in each test, `goes_on` must not notice.
+fn synced(name: &str, combination: Combination, more: &str) -> Scenario<'static> {
+    let scenario = Scenario::new(name, combination, TABLES);
+    scenario.source.execute(&format!(
+        "CREATE TABLE stops (id int PRIMARY KEY, n int, v text); INSERT INTO stops SELECT i, i, 'v' FROM generate_series(1, 200) i; \
+         CREATE TABLE goes_on (id int PRIMARY KEY, v text); INSERT INTO goes_on SELECT i, 'v' FROM generate_series(1, 200) i; {more}"
+    ));
+    scenario.converge(&["public.stops", "public.goes_on"]);
+    scenario
+}
+
+/// `event` stops the one table, whose error must have all of `words`. Its rows stay as they were at its last good position.
+#[track_caller]
+fn stops(scenario: &Scenario<'_>, event: &str, words: &[&str]) {
+    let source = &scenario.source;
+    // One good change more, in a transaction of its own, so that both tables move before the one stops.
+    source.execute("UPDATE stops SET v = 'last' WHERE id <= 10; UPDATE goes_on SET v = 'first' WHERE id <= 10");
+    scenario.duckpipe.sync_once().expect(0);
+    let good = scenario.duckpipe.status().applied_lsn().unwrap();
+    let rows = "SELECT * FROM lake.public.stops ORDER BY id";
+    let before = scenario.lake.open_native().rows(rows);
+
+    source.execute("BEGIN; UPDATE stops SET v = 'not to be seen' WHERE id = 11; UPDATE goes_on SET v = 'seen' WHERE id = 11; COMMIT");
+    source.execute(event);
+    source.execute("UPDATE goes_on SET v = 'after' WHERE id > 190; INSERT INTO goes_on VALUES (1000, 'after')");
+    let target = source.lsn();
+    let finished = scenario.duckpipe.sync_once().expect(5);
+    assert!(finished.stderr.contains("public.stops"), "{}", finished.stderr);
+    examine(scenario, words, good, target, &before);
+
+    // It stays so over a restart, and over more changes of both.
+    source.execute("UPDATE goes_on SET v = 'again'; DELETE FROM goes_on WHERE id < 20");
+    let _ = source.try_execute("INSERT INTO stops (id) VALUES (2000)");
+    let target = source.lsn();
+    scenario.duckpipe.sync_once().expect(5);
+    examine(scenario, words, good, target, &before);
+    // A `sync` that goes on is no failure: it has other tables.
+    let mut sync = scenario.duckpipe.sync();
+    source.execute("INSERT INTO goes_on VALUES (1001, 'while sync runs')");
+    let lsn = source.lsn();
+    sync.wait_until("the other table goes on", Duration::from_secs(60), |status| {
+        status.state("public.goes_on") == "streaming" && status.applied_lsn() >= Some(lsn)
+    });
+    let status = scenario.duckpipe.run(&["status"]).expect(5);
+    assert!(status.stdout.contains("errored"), "{}", status.stdout);
+    sync.terminate().expect(0);
+    examine(scenario, words, good, lsn, &before);
+    assert!(scenario.slot_lag() < 32 << 20);
+}
+
+/// Both tables as they must be, in `status` and in every version of the lake since.
+#[track_caller]
+fn examine(scenario: &Scenario<'_>, words: &[&str], good: Lsn, target: Lsn, before: &[Vec<Option<String>>]) {
+    let status = scenario.duckpipe.status();
+    assert!(status.applied_lsn() >= Some(target), "{}", status.0);
+    assert_eq!(status.state("public.goes_on"), "streaming");
+    assert!(status.table("public.goes_on")["error"].is_null());
+    let stopped = status.table("public.stops");
+    assert_eq!(stopped["state"], "errored", "{stopped}");
+    let error = stopped["error"].as_str().unwrap_or_default();
+    for word in words {
+        assert!(error.to_lowercase().contains(&word.to_lowercase()), "the error lacks {word:?}: {error}");
+    }
+    let position: Lsn = stopped["applied_lsn"].as_str().expect("the position of its rows").parse().unwrap();
+    assert!(position >= good && position < target, "{position} is not between {good} and {target}");
+
+    let native = scenario.lake.open_native();
+    crate::lab::assert_equal(&scenario.source, &native, "public.goes_on");
+    let rows = native.rows("SELECT * FROM lake.public.stops ORDER BY id");
+    // Either before or after the transaction that came before the event, but nothing between and nothing later.
+    let seen = rows.iter().filter(|row| row.iter().flatten().any(|value| value == "not to be seen")).count();
+    if seen == 0 {
+        assert_eq!(rows, before);
+    } else {
+        assert!(position > good);
+    }
+    for version in native.versions().iter().filter(|version| version.lsn() > Some(position)) {
+        let behind = &version.extra["behind"];
+        let entry =
+            behind.as_array().and_then(|all| all.iter().find(|entry| entry.to_string().contains("public.stops")));
+        let entry = entry.map(ToString::to_string).or_else(|| behind.get("public.stops").map(ToString::to_string));
+        let entry = entry.unwrap_or_else(|| {
+            panic!("version {} does not say that the table is behind: {}", version.id, version.extra)
+        });
+        assert!(entry.contains(&position.to_string()), "version {}: {entry} is not at {position}", version.id);
+        assert!(!behind.to_string().contains("goes_on"));
+    }
+}
+
+#[track_caller]
+fn recovers(scenario: &Scenario<'_>) {
+    let tables = ["public.stops", "public.goes_on"];
+    scenario.resnapshot(&tables);
+    scenario.source.execute("UPDATE goes_on SET v = 'streams'; DELETE FROM stops WHERE id % 2 = 0");
+    scenario.converge(&tables);
+    let status = scenario.duckpipe.status();
+    assert!(status.all("streaming"), "{}", status.0);
+    assert!(status.table("public.stops")["error"].is_null(), "{}", status.0);
+    let native = scenario.lake.open_native();
+    let last = native.versions().pop().unwrap();
+    let behind = &last.extra["behind"];
+    assert!(behind.is_null() || *behind == serde_json::json!([]) || *behind == serde_json::json!({}), "{}", last.extra);
+}
+
+#[test]
+fn truncate() {
+    let scenario = synced("stop_truncate", Combination::EMBEDDED, "");
+    stops(&scenario, "TRUNCATE stops", &["truncate", "--resnapshot"]);
+    recovers(&scenario);
+}
+
+#[test]
+fn truncate_of_all_with_rows_after() {
+    let scenario = synced("stop_truncate_more", POSTGRES, "");
+    stops(
+        &scenario,
+        "BEGIN; TRUNCATE stops; INSERT INTO stops VALUES (1, 1, 'new'); COMMIT",
+        &["truncate", "--resnapshot"],
+    );
+    recovers(&scenario);
+}
+
+#[test]
+fn add_column() {
+    let scenario = synced("stop_add", Combination::EMBEDDED, "");
+    stops(
+        &scenario,
+        "ALTER TABLE stops ADD COLUMN extra int DEFAULT 7; UPDATE stops SET n = 1 WHERE id = 1",
+        &["extra", "--resnapshot"],
+    );
+    recovers(&scenario);
+}
+
+#[test]
+fn drop_column() {
+    let scenario = synced("stop_drop", POSTGRES, "");
+    stops(&scenario, "ALTER TABLE stops DROP COLUMN n; UPDATE stops SET v = 'x' WHERE id = 1", &["n", "--resnapshot"]);
+    recovers(&scenario);
+}
+
+#[test]
+fn change_of_type() {
+    let scenario = synced("stop_type", Combination::EMBEDDED, "");
+    stops(
+        &scenario,
+        "ALTER TABLE stops ALTER n TYPE bigint; UPDATE stops SET n = 5000000000 WHERE id = 1",
+        &["n", "--resnapshot"],
+    );
+    recovers(&scenario);
+}
+
+#[test]
+fn renamed_column() {
+    let scenario = synced("stop_rename", Combination::EMBEDDED, "");
+    stops(&scenario, "ALTER TABLE stops RENAME n TO m; UPDATE stops SET m = 1 WHERE id = 1", &["m", "--resnapshot"]);
+    recovers(&scenario);
+}
+
+#[test]
+fn change_of_key() {
+    let scenario = synced("stop_key", Combination::EMBEDDED, "");
+    stops(
+        &scenario,
+        "ALTER TABLE stops DROP CONSTRAINT stops_pkey, ALTER v SET NOT NULL, ADD PRIMARY KEY (id, v); UPDATE stops SET n = 1 WHERE id = 1",
+        &["key", "--resnapshot"],
+    );
+    recovers(&scenario);
+}
+
+#[test]
+fn dropped_and_made_anew() {
+    let scenario = synced("stop_anew", Combination::EMBEDDED, "");
+    let event = "DROP TABLE stops; CREATE TABLE stops (id int PRIMARY KEY, n int, v text); INSERT INTO stops VALUES (1, 1, 'another table'); \
+        ALTER PUBLICATION duckpipe_stop_anew ADD TABLE stops";
+    stops(&scenario, event, &["--resnapshot"]);
+    recovers(&scenario);
+}
+
+/// A value that the lake's type can't hold: named by its column and key, with the remedy that keeps it.
+#[test]
+fn an_unrepresentable_value() {
+    let scenario = synced("stop_value", Combination::EMBEDDED, "ALTER TABLE stops ADD a int[]");
+    stops(&scenario, "UPDATE stops SET a = '{{1,2},{3,4}}' WHERE id = 77", &["\"a\"", "77", "types"]);
+    // The remedy, as it says.
+    let configuration = std::fs::read_to_string(scenario.duckpipe.config()).unwrap();
+    let text =
+        "[[tables]]\nsource = \"public.stops\"\ntypes = { a = \"text\" }\n[[tables]]\nsource = \"public.goes_on\"\n";
+    scenario.duckpipe.configure(&configuration.replace("[[tables]]\nsource = \"public.*\"\n", text));
+    scenario.resnapshot(&["public.goes_on"]);
+    let native = scenario.lake.open_native();
+    assert_eq!(native.text("SELECT a FROM lake.public.stops WHERE id = 77"), "{{1,2},{3,4}}");
+    drop(native);
+    assert!(scenario.duckpipe.status().all("streaming"));
+}
+
+/// A value that can't be held already in the first copy stops its table there; the others are copied and stream.
+#[test]
+fn an_unrepresentable_value_in_the_copy() {
+    let scenario = Scenario::new("stop_copy", POSTGRES, TABLES);
+    scenario.source.execute(
+        "CREATE TABLE stops (id int PRIMARY KEY, n numeric(10,2)); INSERT INTO stops VALUES (1, 1), (2, 'NaN'); \
+         CREATE TABLE goes_on (id int PRIMARY KEY, v text); INSERT INTO goes_on VALUES (1, 'v')",
+    );
+    scenario.duckpipe.sync_once().expect(5);
+    scenario.source.execute("INSERT INTO goes_on VALUES (2, 'w'); INSERT INTO stops VALUES (3, 3)");
+    scenario.duckpipe.sync_once().expect(5);
+    let status = scenario.duckpipe.status();
+    assert_eq!((status.state("public.stops"), status.state("public.goes_on")), ("errored", "streaming"));
+    let error = status.table("public.stops")["error"].to_string();
+    assert!(error.contains('n') && error.contains("types") && error.contains('2'), "{error}");
+    let native = scenario.lake.open_native();
+    crate::lab::assert_equal(&scenario.source, &native, "public.goes_on");
+    assert_eq!(native.number("SELECT count(*) FROM lake.public.stops"), 0);
+    drop(native);
+    scenario.source.execute("UPDATE stops SET n = 2 WHERE id = 2");
+    recovers(&scenario);
+}
+
+/// Somebody deleted rows of the lake's table: a change of such a row stops the table, instead of being passed over.
+#[test]
+fn a_row_that_the_lake_does_not_hold() {
+    let scenario = synced("stop_foreign", Combination::EMBEDDED, "");
+    scenario.lake.open_native_writable().execute("DELETE FROM lake.public.stops WHERE id = 50");
+    scenario.source.execute("UPDATE stops SET v = 'x' WHERE id = 50; UPDATE goes_on SET v = 'x' WHERE id = 50");
+    scenario.duckpipe.sync_once().expect(5);
+    let status = scenario.duckpipe.status();
+    let error = status.table("public.stops")["error"].to_string();
+    assert!(error.contains("50") && error.contains("--resnapshot"), "{error}");
+    crate::lab::assert_equal(&scenario.source, &scenario.lake.open_native(), "public.goes_on");
+    recovers(&scenario);
+}
