@@ -1,0 +1,69 @@
+# The commands of this project. CI runs `make test`, nothing else. `make help` lists the targets.
+# Everything that is fetched or built lies in the cache, outside the checkout: a clean clone reuses it.
+SHELL := /bin/bash
+export DUCKPIPE_CACHE ?= $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/duckpipe
+export CARGO_TARGET_DIR ?= $(DUCKPIPE_CACHE)/target
+export DUCKDB_LIB_DIR ?= $(DUCKPIPE_CACHE)/duckdb
+export DUCKPIPE_EXTENSIONS ?= $(DUCKPIPE_CACHE)/extensions
+export LD_LIBRARY_PATH := $(DUCKDB_LIB_DIR)$(if $(LD_LIBRARY_PATH),:$(LD_LIBRARY_PATH))
+# dev: its dependencies are optimised a little (Cargo.toml), and demo and tests share one build. release takes several times as long.
+PROFILE ?= dev
+STEP := scripts/step.sh
+# Beside the tests, dependencies are built with the features that tests want: alone, the program would build Arrow a second time.
+BUILD_TARGETS := --bin duckpipe $(if $(filter dev,$(PROFILE)),--workspace --test main)
+
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+.PHONY: help env build demo demo-clean test unit lint fmt deny bench bench-end-to-end test-memory bootstrap-build bootstrap-all
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo; echo "  cache: $(DUCKPIPE_CACHE)"
+
+bootstrap-build:
+	@scripts/bootstrap.sh duckdb extensions
+bootstrap-all:
+	@scripts/bootstrap.sh duckdb extensions postgres minio
+
+build: bootstrap-build ## The program: bin/duckpipe (PROFILE=release for an optimised one)
+	@$(STEP) build cargo build --profile $(PROFILE) $(BUILD_TARGETS)
+	@scripts/link-program.sh $(PROFILE)
+
+demo: ## A private Postgres, a lake that follows it, and the same query on both (./demo)
+	@scripts/demo.sh
+
+demo-clean: ## Stops what the demo left running and removes ./demo
+	@scripts/demo.sh clean
+
+test: bootstrap-all lint ## Everything: lints, unit tests, black-box tests on real Postgres, MinIO and DuckDB
+	@$(STEP) "build the tests" cargo test --workspace --no-run
+	@$(STEP) tests cargo test --workspace
+
+unit: bootstrap-build ## Only what needs no server
+	@$(STEP) "unit tests" cargo test --workspace --lib
+
+lint: bootstrap-build ## Format, clippy without warnings
+	@$(STEP) format cargo fmt --all --check
+	@$(STEP) clippy cargo clippy --workspace --all-targets -- -D warnings
+	@if command -v docker-compose >/dev/null; then $(STEP) "compose file" docker-compose config --quiet; fi
+	@if command -v shellcheck >/dev/null; then $(STEP) "shell scripts" shellcheck -x -S warning scripts/*.sh minio/*.sh .ci/run; fi
+
+fmt: ## Formats the code
+	cargo fmt --all
+
+# Licences, sources and bans of deny.toml are checked by tests/dependencies.rs in every `make test`; cargo-deny adds the advisories.
+deny: bootstrap-all ## Licences, sources and bans of all dependencies; with cargo-deny installed, RustSec's advisories too
+	@if cargo deny --version >/dev/null 2>&1; then $(STEP) deny cargo deny check; \
+	else $(STEP) deny cargo test --quiet --test main dependencies; echo "cargo-deny is not installed: advisories were not looked up"; fi
+
+env: ## What plain cargo needs: eval "$$(make -s env)"
+	@for name in DUCKPIPE_CACHE CARGO_TARGET_DIR DUCKDB_LIB_DIR DUCKPIPE_EXTENSIONS LD_LIBRARY_PATH; do printf 'export %s=%q\n' $$name "$${!name}"; done
+
+bench: bootstrap-all ## Micro-benchmarks
+	@$(STEP) bench cargo bench --workspace --bench decode
+
+bench-end-to-end: bootstrap-all ## Snapshot and backlog beside COPY, pg_recvlogical and DuckDB's own CREATE TABLE AS
+	@$(STEP) "bench end to end" cargo bench --bench end_to_end
+
+test-memory: bootstrap-all ## Peak memory with 5M rows and transactions of 5M changes (takes a quarter of an hour)
+	@$(STEP) "memory" env DUCKPIPE_TEST_ROWS=$${DUCKPIPE_TEST_ROWS:-5000000} cargo test --release --test main memory:: -- --nocapture --test-threads 1
