@@ -11,7 +11,7 @@ mod lab;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use lab::{Client, Combination, Database, Duckpipe, Lake, Options, PASSWORD, Postgres};
+use lab::{Client, Combination, Database, Duckpipe, Lake, Options, Postgres};
 
 /// Times a step `RUNS` times and keeps the best: the machine's noise only ever adds.
 const RUNS: usize = 3;
@@ -62,15 +62,15 @@ fn main() {
         "CREATE TABLE sbtest1(id int PRIMARY KEY, k int NOT NULL, c char(120) NOT NULL, pad char(60) NOT NULL);
          INSERT INTO sbtest1 SELECT i, (random() * {rows})::int,
              repeat(lpad((i::bigint * 7919 % 99999999999)::text, 11, '0') || '-', 10), repeat(lpad(i::text, 11, '0') || '-', 5)
-         FROM generate_series(1, {rows}) i;
-         VACUUM ANALYZE sbtest1;"
+         FROM generate_series(1, {rows}) i"
     ));
+    client.execute("VACUUM ANALYZE sbtest1");
     let mut report = Report { rows: Vec::new() };
 
     println!("snapshot of sbtest1, {rows} rows, best of {RUNS}");
     let copy = best(|_| timed(|| client.execute("COPY sbtest1 TO '/dev/null' (FORMAT binary)")));
     report.add("Postgres COPY (FORMAT binary) to /dev/null, one connection", rows, "rows/s", copy);
-    let ctas = best(|run| create_table_as(&postgres, &database, run));
+    let ctas = best(|run| create_table_as(&database, run));
     let ctas = report.add("DuckDB CREATE TABLE AS, postgres_scanner to DuckLake", rows, "rows/s", ctas);
     let snapshot = best(|run| first_sync(&database, &client, run));
     let snapshot = report.add("duckpipe sync --once, from start to exit", rows, "rows/s", snapshot);
@@ -80,14 +80,10 @@ fn main() {
     backlog(&database, &client, &mut report, transactions);
 }
 
-fn create_table_as(postgres: &Postgres, database: &Database<'_>, run: usize) -> Duration {
+fn create_table_as(database: &Database<'_>, run: usize) -> Duration {
     let lake = Lake::new(Combination::EMBEDDED, &format!("bench_ctas_{run}"));
     let native = lake.open_native_writable();
-    native.execute(&format!(
-        "ATTACH 'host=127.0.0.1 port={} user=postgres password={PASSWORD} dbname={}' AS source (TYPE postgres, READ_ONLY)",
-        postgres.port(),
-        database.name()
-    ));
+    native.attach_source(database);
     timed(|| native.execute("CREATE TABLE lake.main.sbtest1 AS FROM source.public.sbtest1"))
 }
 
