@@ -115,22 +115,18 @@ fn encode(mut deletes: Deletes) -> Result<Bytes> {
     if let Some(twice) = deletes.positions.windows(2).find(|pair| pair[0].0 == pair[1].0) {
         return Err(StorageError::invalid(place, format!("row {} is deleted twice", twice[0].0)));
     }
-    let rows = deletes.positions.len();
-    let positions =
-        deletes.positions.iter().map(|(position, _)| i64::try_from(*position)).collect::<Result<Vec<_>, _>>();
-    let positions = positions.map_err(|error| StorageError::invalid(place.as_str(), error.to_string()))?;
-    let snapshots: Int64Array = deletes.positions.iter().map(|(_, snapshot)| *snapshot).collect::<Vec<_>>().into();
-    let columns: Vec<ArrayRef> = vec![
-        Arc::new(StringArray::from_iter_values(std::iter::repeat_n(place.as_str(), rows))),
-        Arc::new(Int64Array::from(positions)),
-        Arc::new(snapshots),
-    ];
-    write(columns).map_err(|cause| StorageError::Parquet { url: format!("deletes of {place}"), cause })
+    if let Some((position, _)) = deletes.positions.iter().find(|(position, _)| i64::try_from(*position).is_err()) {
+        return Err(StorageError::invalid(place, format!("row {position} is past every file's end")));
+    }
+    write(&place, &deletes.positions)
+        .map_err(|cause| StorageError::Parquet { url: format!("deletes of {place}"), cause })
 }
 
-fn write(columns: Vec<ArrayRef>) -> parquet::errors::Result<Bytes> {
+/// Rows that are encoded at once: the path is repeated in each row, and millions of it would not fit the memory.
+const SLICE_ROWS: usize = 65_536;
+
+fn write(place: &str, deletes: &[(u64, i64)]) -> parquet::errors::Result<Bytes> {
     let schema = schema();
-    let batch = RecordBatch::try_new(Arc::clone(&schema), columns)?;
     let properties = WriterProperties::builder()
         .set_created_by(concat!("duckpipe version ", env!("CARGO_PKG_VERSION")).to_string())
         .set_compression(Compression::ZSTD(ZstdLevel::try_new(1)?))
@@ -138,8 +134,16 @@ fn write(columns: Vec<ArrayRef>) -> parquet::errors::Result<Bytes> {
         .set_column_dictionary_enabled("pos".into(), false)
         .build();
     let options = ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(true);
-    let mut writer = ArrowWriter::try_new_with_options(Vec::new(), schema, options)?;
-    writer.write(&batch)?;
+    let mut writer = ArrowWriter::try_new_with_options(Vec::new(), Arc::clone(&schema), options)?;
+    let paths = StringArray::from_iter_values(std::iter::repeat_n(place, deletes.len().min(SLICE_ROWS)));
+    for slice in deletes.chunks(SLICE_ROWS) {
+        let columns: Vec<ArrayRef> = vec![
+            Arc::new(paths.slice(0, slice.len())),
+            Arc::new(Int64Array::from_iter_values(slice.iter().map(|(position, _)| *position as i64))),
+            Arc::new(Int64Array::from_iter_values(slice.iter().map(|(_, snapshot)| *snapshot))),
+        ];
+        writer.write(&RecordBatch::try_new(Arc::clone(&schema), columns)?)?;
+    }
     Ok(Bytes::from(writer.into_inner()?))
 }
 
