@@ -10,7 +10,7 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 use arrow::compute::{concat_batches, interleave};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
-use duckpipe_storage::{DataFileReader, Rows, Store, read_delete_file};
+use duckpipe_storage::{DataFileReader, Rows, Store, read_deleted_positions};
 use futures::TryStreamExt;
 use parquet::arrow::PARQUET_FIELD_ID_META_KEY;
 use tokio::task::JoinSet;
@@ -173,8 +173,8 @@ async fn search(store: &Store, live: &LiveFile, index: &KeyIndex, schema: Schema
     if let Some(delete) = &live.delete
         && !found.is_empty()
     {
-        let dead = read_delete_file(store, &delete.path).await?;
-        found.retain(|(_, position)| dead.binary_search_by_key(position, |(position, _)| *position).is_err());
+        let dead = read_deleted_positions(store, &delete.path).await?;
+        found.retain(|(_, position)| !dead.contains(*position));
     }
     Ok(found)
 }

@@ -7,9 +7,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
-use duckpipe_storage::{DataFile, DataFileWriter, Deletes, read_delete_file, write_delete_files};
+use duckpipe_storage::{DataFile, DataFileWriter, DeletedRows, Deletes, read_deleted_rows, write_delete_files};
 use futures::{FutureExt, StreamExt, TryFutureExt, TryStreamExt, stream};
 use hashbrown::HashMap;
+use roaring::RoaringTreemap;
 
 use crate::batch::layout::TableLayout;
 use crate::error::{Because, Error, ErrorKind, Result};
@@ -86,7 +87,7 @@ struct Resolved<'a> {
 /// Where the old rows of a table lie: per file (index into `files`) the positions, and the rows that unchanged values come from.
 struct Located {
     files: Vec<LiveFile>,
-    positions: BTreeMap<usize, Vec<u64>>,
+    positions: BTreeMap<usize, RoaringTreemap>,
     origins: HashMap<u64, RowPosition>,
 }
 
@@ -241,7 +242,7 @@ async fn locate(pipeline: &Pipeline, r: &Resolved<'_>, files: Vec<LiveFile>) -> 
                 let Some(position) = position else {
                     return Err(missing(r.table, &keys, row));
                 };
-                located.positions.entry(position.file).or_default().push(position.position);
+                located.positions.entry(position.file).or_default().insert(position.position);
                 if wanted.contains(&event) {
                     located.origins.insert(event, position);
                 }
@@ -304,19 +305,20 @@ async fn write_deletes(
         let what = &what;
         let read = async move {
             let live = &located.files[file];
-            let mut deletes: Vec<(u64, i64)> = positions.iter().map(|position| (*position, snapshot)).collect();
-            if let Some(earlier) = &live.delete {
-                let before = read_delete_file(&pipeline.store, &earlier.path).await.map_err(store_error(what))?;
-                let at = |snapshot: Option<i64>| snapshot.unwrap_or(earlier.begin_snapshot);
-                deletes.extend(before.into_iter().map(|(position, snapshot)| (position, at(snapshot))));
-            }
-            Ok::<_, Error>(Deletes { data_file_url: pipeline.store.url(&live.path), positions: deletes })
+            let mut rows = match &live.delete {
+                Some(earlier) => read_deleted_rows(&pipeline.store, &earlier.path, earlier.begin_snapshot)
+                    .await
+                    .map_err(store_error(what))?,
+                None => DeletedRows::default(),
+            };
+            rows.add(positions.clone(), snapshot);
+            Ok::<_, Error>(Deletes { data_file_url: pipeline.store.url(&live.path), rows })
         };
         reads.push(read.boxed());
     }
     // A table's delete files go out together; what they hold at once is bounded by the files that a flush touches.
     let all: Vec<Deletes> = stream::iter(reads).buffered(4).try_collect().await?;
-    let begins: Vec<i64> = all.iter().map(|d| d.positions.iter().map(|p| p.1).min().unwrap_or(snapshot)).collect();
+    let begins: Vec<i64> = all.iter().map(|deletes| deletes.rows.first_snapshot().unwrap_or(snapshot)).collect();
     let log = pipeline.upload_log();
     let files =
         write_delete_files(&pipeline.store, log.as_ref(), &table.lake.folder, all).await.map_err(store_error(&what))?;

@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, AsArray, Int64Array, RecordBatch, StringArray};
+use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
@@ -18,9 +18,11 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::arrow::arrow_writer::{ArrowWriter, ArrowWriterOptions};
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
+use roaring::RoaringTreemap;
 use uuid::Uuid;
 
 use crate::data_file::{UploadLog, announce};
+use crate::deleted_rows::DeletedRows;
 use crate::encoder::footer_bytes;
 use crate::error::{Result, StorageError};
 use crate::store::{Store, blocking};
@@ -50,12 +52,12 @@ pub struct DeleteFile {
 }
 
 /// All deleted rows of one data file.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Deletes {
     /// The data file's absolute path or address: [`Store::url`] of its path.
     pub data_file_url: String,
-    /// The positions, each once, with the lake snapshot that deleted the row; in any order.
-    pub positions: Vec<(u64, i64)>,
+    /// The rows, each once.
+    pub rows: DeletedRows,
 }
 
 /// Writes one delete file. See [`write_delete_files`].
@@ -66,7 +68,7 @@ pub async fn write_delete_file(
     data_file_url: &str,
     deletes: &[(u64, i64)],
 ) -> Result<DeleteFile> {
-    let deletes = Deletes { data_file_url: data_file_url.to_string(), positions: deletes.to_vec() };
+    let deletes = Deletes { data_file_url: data_file_url.to_string(), rows: deletes.iter().copied().collect() };
     let mut written = write_delete_files(store, log, folder, vec![deletes]).await?;
     written.pop().ok_or_else(|| StorageError::invalid(folder, "no delete file was written"))
 }
@@ -87,8 +89,8 @@ pub async fn write_delete_files(
     announce(log, &paths).await?;
     stream::iter(paths.into_iter().zip(deletes))
         .map(|(path, deletes)| async move {
-            let rows = deletes.positions.len() as u64;
-            let bytes = blocking(move || encode(deletes)).await?;
+            let rows = deletes.rows.len();
+            let bytes = blocking(move || encode(&deletes)).await?;
             let file = DeleteFile { rows, bytes: bytes.len() as u64, footer_bytes: footer_bytes(&bytes)?, path };
             store.put(&file.path, bytes).await?;
             Ok(file)
@@ -101,32 +103,65 @@ pub async fn write_delete_files(
 /// Reads a delete file, ours or DuckLake's own: ascending positions, each with the snapshot that deleted the row where the file
 /// says so.
 pub async fn read_delete_file(store: &Store, path: &str) -> Result<Vec<(u64, Option<i64>)>> {
-    let bytes = store.get(path).await?;
-    let url = store.url(path);
-    blocking(move || decode(bytes, &url)).await
+    let mut rows = Vec::new();
+    read(store, path, |position, snapshot| rows.push((position, snapshot))).await?;
+    Ok(rows)
 }
 
-fn encode(mut deletes: Deletes) -> Result<Bytes> {
-    let place = deletes.data_file_url;
-    deletes.positions.sort_unstable();
-    if deletes.positions.is_empty() {
-        return Err(StorageError::invalid(place, "a delete file without deletes"));
-    }
-    if let Some(twice) = deletes.positions.windows(2).find(|pair| pair[0].0 == pair[1].0) {
-        return Err(StorageError::invalid(place, format!("row {} is deleted twice", twice[0].0)));
-    }
-    if let Some((position, _)) = deletes.positions.iter().find(|(position, _)| i64::try_from(*position).is_err()) {
-        return Err(StorageError::invalid(place, format!("row {position} is past every file's end")));
-    }
-    write(&place, &deletes.positions)
-        .map_err(|cause| StorageError::Parquet { url: format!("deletes of {place}"), cause })
+/// Reads a delete file, ours or DuckLake's own. A row whose snapshot the file does not say was deleted by `begin_snapshot`, the
+/// one that the file began with.
+pub async fn read_deleted_rows(store: &Store, path: &str, begin_snapshot: i64) -> Result<DeletedRows> {
+    let mut rows = DeletedRows::default();
+    read(store, path, |position, snapshot| rows.insert(position, snapshot.unwrap_or(begin_snapshot))).await?;
+    Ok(rows)
+}
+
+/// The positions in a delete file, whoever deleted them.
+pub async fn read_deleted_positions(store: &Store, path: &str) -> Result<RoaringTreemap> {
+    let mut positions = RoaringTreemap::new();
+    let each = |position, _| {
+        positions.insert(position);
+    };
+    read(store, path, each).await?;
+    Ok(positions)
 }
 
 /// Rows that are encoded at once: the path is repeated in each row, and millions of it would not fit the memory.
 const SLICE_ROWS: usize = 65_536;
 
-fn write(place: &str, deletes: &[(u64, i64)]) -> parquet::errors::Result<Bytes> {
-    let schema = schema();
+fn encode(deletes: &Deletes) -> Result<Bytes> {
+    let place = &deletes.data_file_url;
+    if deletes.rows.is_empty() {
+        return Err(StorageError::invalid(place, "a delete file without deletes"));
+    }
+    let failed = |cause| StorageError::Parquet { url: format!("deletes of {place}"), cause };
+    let mut writer = open_writer().map_err(failed)?;
+    let paths = StringArray::from_iter_values(std::iter::repeat_n(place, SLICE_ROWS));
+    let mut rows = deletes.rows.iter().peekable();
+    let mut last = None;
+    while rows.peek().is_some() {
+        let (mut positions, mut snapshots) = (Vec::new(), Vec::new());
+        for (position, snapshot) in rows.by_ref().take(SLICE_ROWS) {
+            if last == Some(position) {
+                return Err(StorageError::invalid(place, format!("row {position} is deleted twice")));
+            }
+            last = Some(position);
+            let past_every_end = |_| StorageError::invalid(place, format!("row {position} is past every file's end"));
+            positions.push(i64::try_from(position).map_err(past_every_end)?);
+            snapshots.push(snapshot);
+        }
+        let columns: Vec<ArrayRef> = vec![
+            Arc::new(paths.slice(0, positions.len())),
+            Arc::new(Int64Array::from(positions)),
+            Arc::new(Int64Array::from(snapshots)),
+        ];
+        let batch = RecordBatch::try_new(schema(), columns).map_err(|error| failed(error.into()))?;
+        writer.write(&batch).map_err(failed)?;
+    }
+    Ok(Bytes::from(writer.into_inner().map_err(failed)?))
+}
+
+fn open_writer() -> parquet::errors::Result<ArrowWriter<Vec<u8>>> {
     let properties = WriterProperties::builder()
         .set_created_by(concat!("duckpipe version ", env!("CARGO_PKG_VERSION")).to_string())
         .set_compression(Compression::ZSTD(ZstdLevel::try_new(1)?))
@@ -134,17 +169,7 @@ fn write(place: &str, deletes: &[(u64, i64)]) -> parquet::errors::Result<Bytes> 
         .set_column_dictionary_enabled("pos".into(), false)
         .build();
     let options = ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(true);
-    let mut writer = ArrowWriter::try_new_with_options(Vec::new(), Arc::clone(&schema), options)?;
-    let paths = StringArray::from_iter_values(std::iter::repeat_n(place, deletes.len().min(SLICE_ROWS)));
-    for slice in deletes.chunks(SLICE_ROWS) {
-        let columns: Vec<ArrayRef> = vec![
-            Arc::new(paths.slice(0, slice.len())),
-            Arc::new(Int64Array::from_iter_values(slice.iter().map(|(position, _)| *position as i64))),
-            Arc::new(Int64Array::from_iter_values(slice.iter().map(|(_, snapshot)| *snapshot))),
-        ];
-        writer.write(&RecordBatch::try_new(Arc::clone(&schema), columns)?)?;
-    }
-    Ok(Bytes::from(writer.into_inner()?))
+    ArrowWriter::try_new_with_options(Vec::new(), schema(), options)
 }
 
 fn schema() -> SchemaRef {
@@ -159,25 +184,30 @@ fn schema() -> SchemaRef {
     ]))
 }
 
-fn decode(bytes: Bytes, url: &str) -> Result<Vec<(u64, Option<i64>)>> {
-    let failed = |cause| StorageError::Parquet { url: url.to_string(), cause };
-    let reader = ParquetRecordBatchReaderBuilder::try_new(bytes).and_then(|builder| builder.build()).map_err(failed)?;
-    let mut deletes: Vec<(u64, Option<i64>)> = Vec::new();
-    for batch in reader {
+async fn read(store: &Store, path: &str, mut each: impl FnMut(u64, Option<i64>) + Send) -> Result<()> {
+    let url = store.url(path);
+    let failed = |cause| StorageError::Parquet { url: url.clone(), cause };
+    let bytes = store.get(path).await?;
+    let mut reader =
+        ParquetRecordBatchReaderBuilder::try_new(bytes).and_then(|builder| builder.build()).map_err(failed)?;
+    let mut last = None;
+    loop {
+        let (next, rest) = blocking(move || Ok((reader.next(), reader))).await?;
+        reader = rest;
+        let Some(batch) = next else { return Ok(()) };
         let batch = batch.map_err(|error| failed(error.into()))?;
         let column = |name| batch.column_by_name(name).and_then(|array| array.as_primitive_opt::<Int64Type>());
         let positions =
-            column("pos").ok_or_else(|| StorageError::invalid(url, "a delete file without a column pos"))?;
+            column("pos").ok_or_else(|| StorageError::invalid(&url, "a delete file without a column pos"))?;
         let snapshots = column(SNAPSHOT_COLUMN);
         for row in 0..batch.num_rows() {
             let position = u64::try_from(positions.value(row))
-                .map_err(|_| StorageError::invalid(url, "a delete file with a negative position"))?;
-            if deletes.last().is_some_and(|(last, _)| *last >= position) {
-                return Err(StorageError::invalid(url, "a delete file whose positions do not ascend"));
+                .map_err(|_| StorageError::invalid(&url, "a delete file with a negative position"))?;
+            if last.is_some_and(|last| last >= position) {
+                return Err(StorageError::invalid(&url, "a delete file whose positions do not ascend"));
             }
-            let snapshot = snapshots.filter(|array| arrow::array::Array::is_valid(array, row)).map(|a| a.value(row));
-            deletes.push((position, snapshot));
+            last = Some(position);
+            each(position, snapshots.filter(|array| array.is_valid(row)).map(|array| array.value(row)));
         }
     }
-    Ok(deletes)
 }

@@ -19,6 +19,7 @@
 mod credentials;
 mod data_file;
 mod delete_file;
+mod deleted_rows;
 mod encoder;
 mod error;
 mod fields;
@@ -34,7 +35,11 @@ mod upload;
 
 pub use credentials::S3Credentials;
 pub use data_file::{DataFile, DataFileOptions, DataFileWriter, UploadLog, new_file_path};
-pub use delete_file::{DeleteFile, Deletes, read_delete_file, write_delete_file, write_delete_files};
+pub use delete_file::{
+    DeleteFile, Deletes, read_delete_file, read_deleted_positions, read_deleted_rows, write_delete_file,
+    write_delete_files,
+};
+pub use deleted_rows::DeletedRows;
 pub use error::{BoxError, Result, StorageError};
 pub use fields::{FieldId, field_id, with_field_ids};
 pub use reader::{DataFileReader, PositionedBatch, PositionedStream, Rows};

@@ -561,7 +561,7 @@ async fn deletes_come_back() {
         assert!(write_delete_file(&store, &*log, "t", &url, &[(1, 2), (1, 3)]).await.is_err());
 
         let many: Vec<Deletes> = (1..40)
-            .map(|count| Deletes { data_file_url: url.clone(), positions: (0..count).map(|p| (p * 3, 9)).collect() })
+            .map(|count| Deletes { data_file_url: url.clone(), rows: (0..count).map(|p| (p * 3, 9)).collect() })
             .collect();
         let files = write_delete_files(&store, &*log, "t", many).await.unwrap();
         for (count, file) in (1..40).zip(files) {
