@@ -1,7 +1,5 @@
 //! The `duckpipe` program.
 
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
+fn main() {
     duckpipe::cli::main()
 }

@@ -9,6 +9,7 @@ mod arguments;
 mod catalog_copy;
 pub mod check;
 mod engine;
+mod exit;
 mod init;
 mod log;
 mod preconditions;
@@ -21,23 +22,23 @@ pub(crate) mod text;
 
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
-use std::process::ExitCode;
 
 use clap::Parser;
 
 use crate::config::Config;
 use crate::error::{Because, Error, ErrorKind, Result};
 use arguments::{Arguments, Command, LogFormat};
+use exit::exit;
 
 /// The exit code where a run finished but a table is errored.
 const TABLE_ERRORED: u8 = 5;
 
-/// Runs the program with the process's arguments.
-pub fn main() -> ExitCode {
+/// Runs the program with the process's arguments, and ends the process.
+pub fn main() -> ! {
     let raw: Vec<OsString> = std::env::args_os().collect();
     let arguments = match Arguments::try_parse_from(&raw) {
         Ok(arguments) => arguments,
-        Err(error) => return usage(&error, &raw),
+        Err(error) => exit(usage(&error, &raw)),
     };
     log::start(arguments.global.log_format, arguments.global.level());
     let code = match run(&arguments) {
@@ -47,11 +48,11 @@ pub fn main() -> ExitCode {
             error.kind().exit_code()
         }
     };
-    ExitCode::from(code)
+    exit(code)
 }
 
 /// What clap has to say: help and version go to stdout, mistakes to stderr with exit code 2.
-fn usage(error: &clap::Error, raw: &[OsString]) -> ExitCode {
+fn usage(error: &clap::Error, raw: &[OsString]) -> u8 {
     let json = raw.windows(2).any(|pair| pair[0] == "--log-format" && pair[1] == "json")
         || raw.iter().any(|argument| argument == "--log-format=json");
     if error.use_stderr() && json {
@@ -61,7 +62,7 @@ fn usage(error: &clap::Error, raw: &[OsString]) -> ExitCode {
     } else {
         let _ = error.print();
     }
-    ExitCode::from(if error.use_stderr() { 2 } else { 0 })
+    if error.use_stderr() { 2 } else { 0 }
 }
 
 fn run(arguments: &Arguments) -> Result<u8> {

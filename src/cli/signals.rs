@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
+use super::exit::exit;
 use crate::error::{Because, ErrorKind, Result};
 
 /// The process ends this long after the first signal, whatever hangs. What was not committed is read again at the next start.
@@ -34,10 +35,10 @@ async fn wait(mut interrupt: Signal, mut terminate: Signal, sender: watch::Sende
     tracing::info!("stopping; a second signal stops at once");
     sender.send_replace(true);
     tokio::select! {
-        () = next(&mut interrupt, &mut terminate) => std::process::exit(130),
+        () = next(&mut interrupt, &mut terminate) => exit(130),
         () = tokio::time::sleep(PATIENCE) => {
             tracing::error!("the work did not end within {} s of the signal; it goes on from the lake's position at the next start", PATIENCE.as_secs());
-            std::process::exit(1);
+            exit(1);
         }
     }
 }

@@ -34,6 +34,7 @@ mod query_output;
 mod redaction;
 mod script;
 pub mod select_guard;
+mod select_lists;
 mod session;
 mod settings;
 mod statistics;
@@ -48,7 +49,10 @@ mod uploads;
 mod tests;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::mpsc::RecvTimeoutError;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use duckpipe_storage::{S3Credentials, S3Settings};
 use tokio::sync::{mpsc, oneshot};
@@ -80,6 +84,41 @@ struct Shared {
     catalog_id: String,
     data_path: String,
     s3: Option<S3Settings>,
+    thread: Thread,
+}
+
+/// The lake's thread, waited for when its last handle goes: DuckDB must be gone before the process runs its exit handlers.
+#[derive(Debug)]
+struct Thread(Mutex<Option<Running>>);
+
+#[derive(Debug)]
+struct Running {
+    handle: JoinHandle<()>,
+    /// Never receives: its sender goes with the thread's work.
+    ended: std::sync::mpsc::Receiver<()>,
+}
+
+/// A thread that hangs in a catalog that does not answer is left behind after this.
+const THREAD_PATIENCE: Duration = Duration::from_secs(5);
+
+impl Thread {
+    fn join(&self) {
+        let running = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(running) = running.filter(|running| running.handle.thread().id() != std::thread::current().id())
+        else {
+            return;
+        };
+        if running.ended.recv_timeout(THREAD_PATIENCE) == Err(RecvTimeoutError::Disconnected) {
+            // A panic of the thread has reached whoever waited for its answer.
+            let _ = running.handle.join();
+        }
+    }
+}
+
+impl Drop for Thread {
+    fn drop(&mut self) {
+        self.join();
+    }
 }
 
 enum Request {
@@ -125,11 +164,13 @@ impl Lake {
     ) -> Result<Lake> {
         let (requests, mut queue) = mpsc::unbounded_channel();
         let (started, opened) = oneshot::channel();
+        let (working, ended) = std::sync::mpsc::channel();
         let for_thread = settings.clone();
-        std::thread::Builder::new()
+        let handle = std::thread::Builder::new()
             .name("lake".into())
             .stack_size(8 << 20)
             .spawn(move || {
+                let _working = working;
                 let mut session = match attach::open(&for_thread, inspect) {
                     Ok(attached) => {
                         if started.send(Ok(attached.catalog_id)).is_err() {
@@ -155,8 +196,9 @@ impl Lake {
                 }
             })
             .map_err(|error| Error::new(ErrorKind::Internal, format!("can't start the lake's thread: {error}")))?;
+        let thread = Thread(Mutex::new(Some(Running { handle, ended })));
         let catalog_id = opened.await.map_err(|_| stopped())??;
-        let shared = Shared { catalog_id, data_path: settings.data_path.clone(), s3: settings.s3.clone() };
+        let shared = Shared { catalog_id, data_path: settings.data_path.clone(), s3: settings.s3.clone(), thread };
         Ok(Lake { requests, shared: Arc::new(shared) })
     }
 
@@ -212,6 +254,7 @@ impl Lake {
         if self.requests.send(Request::Stop(stopped)).is_ok() {
             let _ = waiting.await;
         }
+        self.shared.thread.join();
     }
 }
 
