@@ -4,6 +4,7 @@
 //! must be whole, its earlier versions must read as before, and nothing that was copied may be copied again.
 //! `DUCKPIPE_KILL_ROUNDS` makes it longer.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,29 +20,43 @@ use crate::workload::{self, TABLES, Writer};
 
 /// How long a process may take to come to a failpoint.
 const TO_FAILPOINT: Duration = Duration::from_secs(90);
+/// How often the slot is looked at, at least, before a process is killed from outside.
+const LOOKS: u64 = 10;
 /// Orders at the start: enough that the copy passes its failpoint several times.
 const ORDERS: u32 = 60_000;
 
 #[test]
 fn killed_everywhere_duckdb_local() {
-    killed_everywhere("kill_duckdb_local", Combination::EMBEDDED, 0xD0C);
+    killed_everywhere("kill_duckdb_local", Combination::EMBEDDED, 0xD0C, 5);
 }
 
 #[test]
 fn killed_everywhere_postgres_s3() {
     let combination = Combination { catalog: CatalogKind::Postgres, store: StoreKind::S3 };
-    killed_everywhere("kill_postgres_s3", combination, 0x9053);
+    killed_everywhere("kill_postgres_s3", combination, 0x9053, 5);
 }
 
-fn killed_everywhere(name: &str, combination: Combination, default_seed: u64) {
+#[test]
+fn killed_everywhere_duckdb_s3() {
+    killed_everywhere("kill_duckdb_s3", Combination { catalog: CatalogKind::DuckDb, store: StoreKind::S3 }, 0xD053, 1);
+}
+
+#[test]
+fn killed_everywhere_postgres_local() {
+    let combination = Combination { catalog: CatalogKind::Postgres, store: StoreKind::Local };
+    killed_everywhere("kill_postgres_local", combination, 0x90C, 1);
+}
+
+fn killed_everywhere(name: &str, combination: Combination, default_seed: u64, rounds: u32) {
     let seed = seed(name, default_seed);
     let mut random = StdRng::seed_from_u64(seed);
-    let rounds: u32 = std::env::var("DUCKPIPE_KILL_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(5);
+    let rounds: u32 = std::env::var("DUCKPIPE_KILL_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(rounds);
     let rest = "[sync]\nflush_interval = \"100ms\"\nmemory_limit = \"128MB\"\n[[tables]]\nsource = \"public.*\"\n";
     let mut trial = Trial::new(Scenario::new(name, combination, rest));
     workload::create(&trial.scenario.source, ORDERS);
     let writer = Writer::start(&trial.scenario.source.url(), ORDERS, seed, Duration::from_millis(5));
-    let watch = SlotWatch::start(&trial.scenario);
+    // A DuckDB file can't be read beside `sync`: there the polls are made through `status`, while it runs and after each kill.
+    let watch = (combination.catalog == CatalogKind::Postgres).then(|| SlotWatch::start(&trial.scenario));
 
     // Before the first copy is whole, the lake shows nothing.
     for (failpoint, nth) in
@@ -82,12 +97,11 @@ fn killed_everywhere(name: &str, combination: Combination, default_seed: u64) {
     for (version, before) in &trial.seen {
         assert_eq!(&trial.tables.as_ref().unwrap().fingerprints(&native, *version), before, "version {version}");
     }
-    let polls = watch.stop();
+    let polls = watch.map_or(trial.polls.get(), SlotWatch::stop);
     println!("{name}: {written} transactions, {:?}, {polls} polls of the slot", trial.kills);
-    let total: u32 = trial.kills.values().sum();
-    // Two of these tests make 50 kills, ten of each kind.
-    assert!(total >= 25 && trial.kills.values().all(|kills| *kills >= 5), "{:?}", trial.kills);
-    assert!(polls > 20, "the slot was looked at {polls} times only");
+    let phases = ["snapshot", "hand-off", "upload", "commit", "confirm", "outside"];
+    assert!(phases.iter().all(|phase| trial.kills.get(phase) >= Some(&rounds)), "{:?}", trial.kills);
+    assert!(polls >= LOOKS * u64::from(rounds), "the slot was looked at {polls} times only");
 }
 
 struct Trial {
@@ -96,11 +110,13 @@ struct Trial {
     kills: BTreeMap<&'static str, u32>,
     /// Versions and what they read as, the first time.
     seen: BTreeMap<i64, Vec<Fingerprint>>,
+    /// How often the slot was compared with `status`.
+    polls: Cell<u64>,
 }
 
 impl Trial {
     fn new(scenario: Scenario<'static>) -> Trial {
-        Trial { scenario, tables: None, kills: BTreeMap::new(), seen: BTreeMap::new() }
+        Trial { scenario, tables: None, kills: BTreeMap::new(), seen: BTreeMap::new(), polls: Cell::new(0) }
     }
 
     /// Runs until the failpoint kills the process.
@@ -118,13 +134,14 @@ impl Trial {
     fn kill_from_outside(&mut self, after: Duration) {
         let mut sync = self.scenario.duckpipe.sync();
         // From its start on any moment is as good as another.
-        let start = Instant::now();
-        while start.elapsed() < after {
-            if self.scenario.lake.combination().catalog == CatalogKind::DuckDb {
+        let (start, polled) = (Instant::now(), self.polls.get());
+        if self.scenario.lake.combination().catalog == CatalogKind::DuckDb {
+            while start.elapsed() < after || self.polls.get() < polled + LOOKS {
+                assert!(start.elapsed() < TO_FAILPOINT, "{}", sync.tail());
                 self.compare_slot_with_status();
-            } else {
-                std::thread::sleep(Duration::from_millis(20));
             }
+        } else {
+            std::thread::sleep(after);
         }
         assert!(sync.runs(), "{}", sync.tail());
         sync.kill9();
@@ -143,6 +160,7 @@ impl Trial {
             return;
         }
         assert!(confirmed <= applied, "the slot is at {confirmed:?}, the lake at {applied:?}: {}", status.0);
+        self.polls.set(self.polls.get() + 1);
     }
 
     fn rows_copied(&self) -> Vec<i64> {
@@ -191,15 +209,9 @@ impl SlotWatch {
         let source = scenario.source.connect();
         let slot_sql =
             format!("SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = '{}'", scenario.slot());
-        let by_sql = scenario.lake.combination().catalog == CatalogKind::Postgres;
-        let catalog = by_sql.then(|| Client::connect(&scenario.lake.catalog()));
+        let catalog = Client::connect(&scenario.lake.catalog());
         let name = scenario.name.clone();
         let thread = std::thread::spawn(move || {
-            let Some(catalog) = catalog else {
-                // A DuckDB file can't be read beside `sync`; its polls are made through `status`.
-                counts.store(1000, Ordering::Relaxed);
-                return;
-            };
             let mut earlier = None;
             while !ends.load(Ordering::Relaxed) {
                 std::thread::sleep(Duration::from_millis(10));

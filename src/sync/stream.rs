@@ -417,9 +417,10 @@ impl Stream {
         failpoint("confirm");
         self.applied = flushed.lsn;
         self.advanced_at = Instant::now();
-        self.wal.confirm(flushed.lsn);
+        // Shown first: nobody may see the slot ahead of what the lake is said to hold.
         self.pipeline.progress.applied(flushed.lsn);
         self.pipeline.progress.committed();
+        self.wal.confirm(flushed.lsn);
         Ok(())
     }
 
@@ -436,8 +437,8 @@ impl Stream {
         self.pipeline.lake.advance(&self.pipeline.fence, position).await?;
         self.applied = position;
         self.advanced_at = Instant::now();
-        self.wal.confirm(position);
         self.pipeline.progress.applied(position);
+        self.wal.confirm(position);
         Ok(())
     }
 
