@@ -244,6 +244,13 @@ impl Running<'_> {
             .concat()
     }
 
+    /// Waits until it has printed `text`.
+    #[track_caller]
+    pub fn wait_for_output(&self, text: &str, deadline: Duration) {
+        let what = format!("it prints «{text}»");
+        wait_for(&what, deadline, || self.output().contains(text).then_some(()), || self.tail());
+    }
+
     /// Waits until the status is as wanted. Panics when the process ends before, or after `deadline`, with the last status and output.
     #[track_caller]
     pub fn wait_until(&mut self, what: &str, deadline: Duration, mut wanted: impl FnMut(&Status) -> bool) -> Status {
