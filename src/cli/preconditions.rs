@@ -6,7 +6,7 @@ use super::catalog_copy::CatalogCopy;
 use super::check::{self, CheckReport, ColumnFacts, Mapping, ServerFacts, TableFacts};
 use super::engine::CATALOG_MEMORY;
 use crate::batch::mapping::{self, Fidelity};
-use crate::config::{CatalogLocation, Config, SelectedTable, select};
+use crate::config::{CatalogLocation, Config, SelectedTable, TablePattern, select};
 use crate::error::{ErrorKind, Result};
 use crate::lake::{Lake, LakeSettings};
 use crate::source::preflight::{self, Preflight};
@@ -31,7 +31,7 @@ async fn source(config: &Config, report: &mut CheckReport) {
     };
     let session = Session::connect(&settings).await;
     let Some(session) = report.tried("source", session, |_| format!("{} answers", settings.describe())) else { return };
-    let patterns: Vec<String> = config.tables.iter().map(|table| table.source.to_string()).collect();
+    let patterns: Vec<TablePattern> = config.tables.iter().map(|table| table.source.clone()).collect();
     let found = catalog::list_tables(&session, &patterns).await;
     let selected = found.and_then(|found| select(&config.tables, &found));
     let selected = report.tried("tables", selected, |s| format!("{} match [[tables]]", s.len())).unwrap_or_default();

@@ -22,8 +22,8 @@ use std::time::Duration;
 
 pub use crate::batch::value_error::OnUnrepresentable;
 pub use crate::lake::CatalogLocation;
+pub use crate::source::pattern::TablePattern;
 pub use document::Override;
-pub use names::TablePattern;
 pub use selection::{SelectedTable, select};
 pub use template::{Known, name_from, template};
 pub use units::{display_size, format_size, parse_duration, parse_size};

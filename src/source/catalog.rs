@@ -18,8 +18,7 @@ const TYPE_DEPTH: usize = 32;
 ///
 /// Never system tables, nor `ducklake_*` and `duckpipe_*`; a pattern with `*` or `?` leaves out what belongs to an
 /// extension. A name without wildcards that names no such table is simply missing from the result.
-pub async fn list_tables(session: &Session, include: &[String]) -> Result<Vec<TableName>> {
-    let patterns = include.iter().map(|text| TablePattern::parse(text)).collect::<Result<Vec<_>>>()?;
+pub async fn list_tables(session: &Session, patterns: &[TablePattern]) -> Result<Vec<TableName>> {
     let query = "SELECT n.nspname, c.relname, EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass \
                  AND d.objid = c.oid AND d.deptype = 'e') \
                  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \

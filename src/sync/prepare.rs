@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::batch::layout::TableLayout;
 use crate::batch::mapping;
-use crate::config::Config;
-use crate::config::select;
+use crate::config::{Config, TablePattern, select};
 use crate::error::{Error, ErrorKind, Result, ResultExt};
 use crate::lake::PipelineRow;
 use crate::lsn::Lsn;
@@ -56,7 +55,7 @@ pub async fn check_server(session: &Session) -> Result<()> {
 /// # Errors
 /// Kind `Precondition` or `Config`, when a table is missing or has no key, or when two would share one name in the lake.
 pub async fn choose_tables(session: &Session, config: &Config, publication: Option<&str>) -> Result<Vec<ChosenTable>> {
-    let patterns: Vec<String> = config.tables.iter().map(|table| table.source.to_string()).collect();
+    let patterns: Vec<TablePattern> = config.tables.iter().map(|table| table.source.clone()).collect();
     let found = catalog::list_tables(session, &patterns).await?;
     let mut chosen = Vec::new();
     for table in select(&config.tables, &found)? {
