@@ -1,13 +1,12 @@
 //! The laboratory itself: what the other tests stand on.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use duckpipe::lsn::Lsn;
 
-use crate::lab::{Combination, Comparison, Lake, Minio, Options, Postgres, Shadow, assert_equal, wait_for};
+use crate::lab::{Combination, Comparison, Lake, Minio, Options, Postgres, assert_equal, wait_for};
 
 /// Every type with a native form in the lake, and the DuckDB type that it has there.
 const TABLE: &str = "CREATE TABLE t (k int, part text, b bool, i2 int2, i8 int8, f4 float4, f8 float8, n numeric(20,4), s text, c char(6), \
@@ -161,50 +160,6 @@ fn native_lake_postgres_local() {
 #[test]
 fn native_lake_postgres_s3() {
     native_lake(Combination::all()[3]);
-}
-
-/// A lake that is written natively, with the positions that duckpipe would stamp.
-#[test]
-fn the_shadow_knows_the_source_at_any_position() {
-    let definitions = "CREATE TABLE t (id int PRIMARY KEY, \"V\" text, big text, f float8, a int[], twice int GENERATED ALWAYS AS (id * 2) STORED); \
-        ALTER TABLE t ALTER COLUMN big SET STORAGE EXTERNAL; CREATE TABLE \"Odd: name\" (k text, j jsonb, b bit(3), PRIMARY KEY (k)); \
-        ALTER TABLE \"Odd: name\" REPLICA IDENTITY FULL";
-    let source = Postgres::shared().database("laboratory_shadow");
-    source.execute(definitions);
-    let mut shadow = Shadow::follow(&source, definitions);
-    let lake = Lake::new(Combination::EMBEDDED, "laboratory_shadow");
-    let native = lake.open_native_writable();
-    native.execute("CREATE SCHEMA IF NOT EXISTS lake.public; CREATE TABLE lake.public.t (id INTEGER, \"V\" VARCHAR, big VARCHAR, f DOUBLE, a INTEGER[])");
-    let transactions = [
-        "INSERT INTO t VALUES (1, 'it''s [a] new-tuple: \"x\"', repeat('y', 9000), 'NaN', '{1,NULL}'), (2, NULL, '', '-Infinity', '{}')",
-        "UPDATE t SET f = 0.1 WHERE id = 1; INSERT INTO \"Odd: name\" VALUES ('it''s: ', '{\"a\": [1, null]}', B'101')",
-        "UPDATE t SET id = 7, \"V\" = E'tab\\tnew\\nline\\\\' WHERE id = 1; UPDATE \"Odd: name\" SET k = 'other', b = NULL",
-        "DELETE FROM t WHERE id = 2",
-        "TRUNCATE t",
-    ];
-    native.attach_source(&source);
-    let commit = |sql: &str, lsn: Lsn| {
-        let message = format!(
-            "CALL ducklake_set_commit_message('lake', 'laboratory', 'test', extra_info => '{{\"lsn\": \"{lsn}\"}}')"
-        );
-        native.execute(&format!("BEGIN; {sql}; {message}; COMMIT"));
-    };
-    for sql in transactions {
-        source.execute(&format!("BEGIN; {sql}; COMMIT"));
-        // The copy goes by way of DuckDB's memory: one transaction can't read Postgres and write the lake.
-        native.execute("CREATE OR REPLACE TABLE memory.copy AS SELECT id, \"V\", big, f, a FROM source.public.t");
-        commit("DELETE FROM lake.public.t; INSERT INTO lake.public.t FROM memory.copy", source.lsn());
-    }
-    assert_eq!(shadow.check_versions(&native, &["public.t"], &native.versions()), transactions.len());
-    let last = source.lsn();
-    shadow.advance(last);
-    let odd = "SELECT k, j, b FROM \"Odd: name\"";
-    assert_eq!(shadow.client().query(odd), source.query(odd));
-    assert_eq!(shadow.client().number("SELECT count(*) FROM t"), 0);
-    commit("INSERT INTO lake.public.t (id) VALUES (1)", last);
-    let wrong = native.versions().split_off(native.versions().len() - 1);
-    let check = AssertUnwindSafe(|| shadow.check_versions(&native, &["public.t"], &wrong));
-    assert!(catch_unwind(check).is_err(), "a row that the source does not have went unseen");
 }
 
 /// The environment variable that makes the test below, run again as a child, start servers and wait to be killed.

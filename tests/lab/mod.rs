@@ -21,7 +21,6 @@ pub mod lake;
 pub mod minio;
 pub mod postgres;
 pub mod process;
-pub mod shadow;
 
 pub use compare::{Comparison, Fingerprint, assert_equal};
 pub use duckpipe::{Duckpipe, Finished, Running, Status};
@@ -29,4 +28,3 @@ pub use lake::{CatalogKind, Combination, Lake, NativeLake, StoreKind, Version};
 pub use minio::{Bucket, Minio};
 pub use postgres::{Client, Database, Options, PASSWORD, Postgres, RUNTIME, bin};
 pub use process::{free_port, wait_for};
-pub use shadow::Shadow;
