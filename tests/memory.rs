@@ -68,3 +68,29 @@ fn within_256_mib() {
 fn within_1_gib() {
     stays_within(1 << 30, "memory_1024");
 }
+
+/// Large values that an UPDATE leaves where they are: none of them is in the WAL, all must be in the new rows.
+#[test]
+fn with_large_values_that_stay() {
+    let rows = rows() / 20;
+    let limit = 128u64 << 20;
+    let database = Postgres::shared().database("memory_toast");
+    let client = database.connect();
+    client.execute(&format!(
+        "CREATE TABLE wide(id bigint PRIMARY KEY, n int NOT NULL, body text NOT NULL); ALTER TABLE wide ALTER body SET STORAGE EXTERNAL;
+         INSERT INTO wide SELECT i, 0, repeat(md5(i::text), 250) FROM generate_series(1, {rows}) i; ANALYZE wide;"
+    ));
+    let lake = Lake::new(Combination::EMBEDDED, "memory_toast");
+    let sync = format!("[sync]\nmemory_limit = \"{limit}B\"\n\n{}", Duckpipe::tables(&["public.wide"]));
+    let duckpipe = Duckpipe::new("memory_toast", &database.url(), &lake, &sync);
+    let mut running = duckpipe.sync();
+    running.wait_for_lsn(client.lsn(), Duration::from_secs(120));
+    // Each row twice, the second time under another key: from the lake, from an earlier image, over a move.
+    client.execute(&format!("BEGIN; UPDATE wide SET n = 1; UPDATE wide SET n = 2, id = id + {rows}; COMMIT"));
+    running.wait_for_lsn(client.lsn(), Duration::from_secs(300));
+    let peak = running.peak_memory();
+    println!("memory_limit {} MiB, {rows} rows of 8 kB: peak {} MiB", limit >> 20, peak >> 20);
+    assert!(peak <= limit + OVERHEAD, "peak of {} MiB\n{}", peak >> 20, running.tail());
+    running.terminate().expect(0);
+    assert_eq!(assert_equal(&client, &lake.open_native(), "public.wide"), rows);
+}

@@ -1,6 +1,7 @@
 //! A copy of a DuckDB-file catalog, for commands that only read. They never open the file itself: DuckDB locks it for one
 //! process, and a query that holds it would keep a sync from starting.
 
+use std::ffi::OsString;
 use std::fs::Metadata;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,9 @@ use crate::error::{Because, Error, ErrorKind, Result};
 /// How often a file that changes under the copy is copied again.
 const ATTEMPTS: u32 = 20;
 const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(100);
+
+/// No query reads a copy for longer.
+const ABANDONED: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The copy's name in its own folder.
 const NAME: &str = "catalog.ducklake";
@@ -73,6 +77,32 @@ impl CatalogCopy {
     }
 }
 
+/// Where the sync that runs on this catalog makes its next copy: beside it, for the folder's rights are right there.
+pub(super) fn new_copy(catalog: &Path) -> PathBuf {
+    let mut name = prefix(catalog);
+    name.push(uuid::Uuid::new_v4().simple().to_string());
+    catalog.with_file_name(name)
+}
+
+/// Removes copies of clients that were killed before they could.
+pub(super) fn remove_abandoned(catalog: &Path) -> io::Result<()> {
+    let prefix = prefix(catalog);
+    for entry in std::fs::read_dir(catalog.parent().unwrap_or(Path::new("/")))? {
+        let entry = entry?;
+        let ours = entry.file_name().as_encoded_bytes().starts_with(prefix.as_encoded_bytes());
+        if ours && entry.metadata()?.modified()?.elapsed().is_ok_and(|age| age > ABANDONED) {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn prefix(catalog: &Path) -> OsString {
+    let mut prefix = catalog.file_name().unwrap_or_default().to_owned();
+    prefix.push(".copy-");
+    prefix
+}
+
 /// Copies the file and the log beside it, which a process that died leaves. `None` where either changed meanwhile.
 fn copy(catalog: &Path) -> io::Result<Option<CatalogCopy>> {
     let mut log = catalog.as_os_str().to_owned();
@@ -124,5 +154,21 @@ mod tests {
         assert_eq!(std::fs::read_to_string(path.with_extension("ducklake.wal")).unwrap(), "log");
         drop(copy);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn copies_of_killed_clients_go_after_a_day() {
+        let folder = tempfile::tempdir().unwrap();
+        let catalog = folder.path().join("c.ducklake");
+        let (old, young) = (new_copy(&catalog), new_copy(&catalog));
+        for path in [&catalog, &old, &young] {
+            std::fs::write(path, "data").unwrap();
+        }
+        let yesterday = SystemTime::now() - ABANDONED - Duration::from_secs(60);
+        for path in [&catalog, &old] {
+            std::fs::File::options().append(true).open(path).unwrap().set_modified(yesterday).unwrap();
+        }
+        remove_abandoned(&catalog).unwrap();
+        assert_eq!([&catalog, &old, &young].map(|path| path.exists()), [true, false, true]);
     }
 }

@@ -9,7 +9,7 @@ use duckpipe_storage::Store;
 use tokio::sync::{oneshot, watch};
 
 use super::arguments::QueryArguments;
-use super::catalog_copy::CatalogCopy;
+use super::catalog_copy::{self, CatalogCopy};
 use super::check::CheckReport;
 use super::status::{StatusReport, TableStatus};
 use crate::admin::{self, ControlSocket, Handler};
@@ -80,6 +80,9 @@ pub(super) async fn sync(
 async fn control(config: Config, progress: Arc<Progress>, lake: oneshot::Receiver<Lake>) {
     let CatalogLocation::File(catalog) = config.lake.catalog.clone() else { return };
     let Ok(lake) = lake.await else { return };
+    if let Err(error) = catalog_copy::remove_abandoned(&catalog) {
+        tracing::warn!(%error, "old copies of the catalog beside it can't be removed");
+    }
     match ControlSocket::bind(&catalog).await {
         Ok(socket) => admin::serve(socket, Control { config, progress, lake }).await,
         Err(error) => tracing::warn!(%error, "`status` and `query` can't reach this process"),
@@ -99,13 +102,10 @@ impl Handler for Control {
     }
 
     async fn copy_catalog(&self) -> Result<PathBuf> {
-        // Beside the catalog, for the folder's rights are right there; DuckDB makes a file only where none is.
         let CatalogLocation::File(catalog) = &self.config.lake.catalog else {
             return Err(Error::new(ErrorKind::Internal, "a Postgres catalog needs no copy"));
         };
-        let mut name = catalog.file_name().unwrap_or_default().to_owned();
-        name.push(format!(".copy-{}", uuid::Uuid::new_v4().simple()));
-        let copy = catalog.with_file_name(name);
+        let copy = catalog_copy::new_copy(catalog);
         if let Err(error) = self.lake.copy_catalog(&copy).await {
             // Half a copy helps nobody.
             let _ = std::fs::remove_file(&copy);

@@ -9,11 +9,11 @@ use hashbrown::HashMap;
 
 use crate::error::{Because, Error, ErrorKind, Result};
 use crate::lake::LiveFile;
-use crate::lake::lookup::{self, RowPosition};
+use crate::lake::lookup;
 use crate::lake::store::store_error;
 
 use super::change_log::{ChangeLog, is_unchanged};
-use super::flush::SyncTable;
+use super::flush::{LakeRows, SyncTable};
 use super::net_change::{NetChange, Origin, trace};
 use super::pipeline::Pipeline;
 
@@ -25,7 +25,7 @@ pub struct Fill<'a> {
     net: &'a NetChange,
     files: &'a [LiveFile],
     /// Where the lake's row of a lookup event lies.
-    positions: &'a HashMap<u64, RowPosition>,
+    lake_rows: &'a LakeRows,
     starts: Vec<u64>,
     bitmaps: HashMap<usize, Option<BinaryArray>>,
     /// Rows to complete at once, so that their values fit the memory: adapts to the size of what was fetched.
@@ -43,10 +43,10 @@ impl<'a> Fill<'a> {
         log: &'a ChangeLog,
         net: &'a NetChange,
         files: &'a [LiveFile],
-        positions: &'a HashMap<u64, RowPosition>,
+        lake_rows: &'a LakeRows,
     ) -> Self {
         let starts = log.segment_starts();
-        Fill { pipeline, table, log, net, files, positions, starts, bitmaps: HashMap::new(), step: 64 }
+        Fill { pipeline, table, log, net, files, lake_rows, starts, bitmaps: HashMap::new(), step: 64 }
     }
 
     /// Writes the rows of a segment that `mask` chooses, completed.
@@ -119,11 +119,11 @@ impl<'a> Fill<'a> {
             match origin {
                 Origin::Lake(event) => {
                     let position = self
-                        .positions
-                        .get(event)
+                        .lake_rows
+                        .get(*event)
                         .ok_or_else(|| Error::new(ErrorKind::Internal, format!("event {event} was not looked up")))?;
                     picks[*row] = (1, positions.len());
-                    positions.push(*position);
+                    positions.push(position);
                 }
                 Origin::Event(event) => {
                     let segment = self.starts.partition_point(|start| start <= event) - 1;

@@ -22,7 +22,7 @@ use crate::lsn::Lsn;
 use super::change_log::ChangeLog;
 use super::failpoint::failpoint;
 use super::fill::Fill;
-use super::net_change::{self, NetChange, Origin};
+use super::net_change::{self, NetChange};
 use super::pipeline::Pipeline;
 use super::progress::TableProgress;
 
@@ -88,7 +88,50 @@ struct Resolved<'a> {
 struct Located {
     files: Vec<LiveFile>,
     positions: BTreeMap<usize, RoaringTreemap>,
-    origins: HashMap<u64, RowPosition>,
+    origins: LakeRows,
+}
+
+/// Where the lake's rows lie that unchanged values come from: 8 bytes a row.
+#[derive(Default)]
+pub struct LakeRows {
+    /// The lookups that found them.
+    events: RoaringTreemap,
+    /// File and position, in the order of the events.
+    packed: Vec<u64>,
+}
+
+/// Bits of a packed position; the rest are the file's index. A file of so many rows or a table of so many files there is not.
+const POSITION_BITS: u32 = 40;
+
+impl LakeRows {
+    fn new(events: RoaringTreemap) -> Self {
+        LakeRows { packed: Vec::with_capacity(events.len() as usize), events }
+    }
+
+    /// Takes the next event's row, if it is one of those wanted: events come in ascending order.
+    fn push(&mut self, event: u64, row: RowPosition) -> Result<()> {
+        if self.events.contains(event) {
+            let file = row.file as u64;
+            if row.position >> POSITION_BITS != 0 || file >> (u64::BITS - POSITION_BITS) != 0 {
+                return Err(Error::new(
+                    ErrorKind::Internal,
+                    format!("row {} of file {file} is out of range", row.position),
+                ));
+            }
+            self.packed.push(file << POSITION_BITS | row.position);
+        }
+        Ok(())
+    }
+
+    /// The row that the lookup of this event found.
+    pub fn get(&self, event: u64) -> Option<RowPosition> {
+        if !self.events.contains(event) {
+            return None;
+        }
+        let packed = self.packed.get(self.events.rank(event) as usize - 1)?;
+        let position = packed & ((1 << POSITION_BITS) - 1);
+        Some(RowPosition { file: (packed >> POSITION_BITS) as usize, position })
+    }
 }
 
 /// Runs the flush to its commit.
@@ -206,16 +249,8 @@ const LOOKUP_OVERHEAD: usize = 96;
 /// Finds the old row of each key that the log touches first by an UPDATE or a DELETE.
 async fn locate(pipeline: &Pipeline, r: &Resolved<'_>, files: Vec<LiveFile>) -> Result<Located> {
     let key = r.table.key_columns();
-    let wanted: hashbrown::HashSet<u64> = r
-        .net
-        .origins
-        .values()
-        .filter_map(|origin| match origin {
-            Origin::Lake(event) => Some(*event),
-            Origin::Event(_) => None,
-        })
-        .collect();
-    let mut located = Located { files, positions: BTreeMap::new(), origins: HashMap::new() };
+    let origins = LakeRows::new(r.net.origins.lookups());
+    let mut located = Located { files, positions: BTreeMap::new(), origins };
     let chunk_rows = (pipeline.budget.resolve / LOOKUP_OVERHEAD).max(1024);
     let mut chunk: Vec<RecordBatch> = Vec::new();
     let mut events: Vec<u64> = Vec::new();
@@ -243,9 +278,7 @@ async fn locate(pipeline: &Pipeline, r: &Resolved<'_>, files: Vec<LiveFile>) -> 
                     return Err(missing(r.table, &keys, row));
                 };
                 located.positions.entry(position.file).or_default().insert(position.position);
-                if wanted.contains(&event) {
-                    located.origins.insert(event, position);
-                }
+                located.origins.push(event, position)?;
             }
         }
     }

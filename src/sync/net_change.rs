@@ -20,7 +20,7 @@ pub struct NetChange {
     /// key. Its old row must be found and deleted.
     pub lookups: RoaringTreemap,
     /// For each event with unchanged TOAST values: the image that they are unchanged from.
-    pub origins: HashMap<u64, Origin>,
+    pub origins: Origins,
     /// The number of rows that the source inserted, updated or deleted.
     pub changes: u64,
 }
@@ -32,6 +32,68 @@ pub enum Origin {
     Event(u64),
     /// The row that the lake holds for the key of this event, which is one of [`NetChange::lookups`].
     Lake(u64),
+}
+
+/// The origins of many events. A row of the lake, the origin of most, costs a bit or two.
+#[derive(Debug, Default)]
+pub struct Origins {
+    /// Events that replace the lake's row of their own key.
+    updated: RoaringTreemap,
+    /// Events that replace a row which the lake holds under the key of the event before, its MoveOut.
+    moved: RoaringTreemap,
+    /// Events that replace the image of an earlier event.
+    earlier: HashMap<u64, u64>,
+}
+
+impl Origins {
+    /// The origin of an event.
+    pub fn get(&self, event: u64) -> Option<Origin> {
+        if self.updated.contains(event) {
+            Some(Origin::Lake(event))
+        } else if self.moved.contains(event) {
+            Some(Origin::Lake(event - 1))
+        } else {
+            self.earlier.get(&event).map(|earlier| Origin::Event(*earlier))
+        }
+    }
+
+    /// The lookups whose row in the lake is an origin.
+    pub fn lookups(&self) -> RoaringTreemap {
+        let mut lookups = self.updated.clone();
+        lookups.extend(self.moved.iter().map(|event| event - 1));
+        lookups
+    }
+
+    /// The row that `event` changes was `before`.
+    fn of_update(&mut self, event: u64, before: Before) {
+        match before {
+            Before::Lake => {
+                self.updated.insert(event);
+            }
+            Before::Event(earlier) => {
+                self.earlier.insert(event, earlier);
+            }
+        }
+    }
+
+    /// The row that `event` moves away, and the event after it moves in, was `before`.
+    fn of_move(&mut self, event: u64, before: Before) {
+        match before {
+            Before::Lake => {
+                self.moved.insert(event + 1);
+            }
+            Before::Event(earlier) => {
+                self.earlier.insert(event + 1, earlier);
+            }
+        }
+    }
+}
+
+/// The image that an event replaces, moves or removes.
+#[derive(Clone, Copy)]
+enum Before {
+    Lake,
+    Event(u64),
 }
 
 /// The life of one key within the log.
@@ -112,18 +174,15 @@ fn resolve_part(log: &ChangeLog, layout: &TableLayout, part: u64, parts: u64, ne
             if matches!(op, Op::Insert | Op::MoveIn) == entry.image.is_some() {
                 return Err(contradiction(layout, op));
             }
-            // The image that this event replaces, moves or removes.
             let before = entry.image.map(|image| match entry.lookup {
-                Some(lookup) if lookup == event => Origin::Lake(lookup),
-                _ => Origin::Event(image),
+                Some(lookup) if lookup == event => Before::Lake,
+                _ => Before::Event(image),
             });
-            match op {
-                Op::Update if events.unchanged(index).is_some() => {
-                    net.origins.extend(before.map(|origin| (event, origin)));
-                }
+            match (op, before) {
+                (Op::Update, Some(before)) if events.unchanged(index).is_some() => net.origins.of_update(event, before),
                 // A MoveOut is directly followed by the MoveIn of the same row, which may lack values.
-                Op::MoveOut if index + 1 < rows.num_rows() && events.unchanged(index + 1).is_some() => {
-                    net.origins.extend(before.map(|origin| (event + 1, origin)));
+                (Op::MoveOut, Some(before)) if index + 1 < rows.num_rows() && events.unchanged(index + 1).is_some() => {
+                    net.origins.of_move(event, before);
                 }
                 _ => {}
             }
@@ -165,14 +224,14 @@ pub fn trace(
 ) -> Result<Origin> {
     let mut at = event;
     loop {
-        match net.origins.get(&at) {
+        match net.origins.get(at) {
             Some(Origin::Event(earlier)) => {
-                if !unchanged(*earlier, column)? {
-                    return Ok(Origin::Event(*earlier));
+                if !unchanged(earlier, column)? {
+                    return Ok(Origin::Event(earlier));
                 }
-                at = *earlier;
+                at = earlier;
             }
-            Some(lake) => return Ok(*lake),
+            Some(lake) => return Ok(lake),
             None => {
                 return Err(Error::new(
                     ErrorKind::Internal,
