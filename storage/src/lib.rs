@@ -34,7 +34,10 @@ mod upload;
 
 pub use credentials::S3Credentials;
 pub use data_file::{DataFile, DataFileOptions, DataFileWriter, UploadLog, new_file_path};
-pub use delete_file::{DeleteFile, Deletes, read_delete_file, write_delete_file, write_delete_files};
+pub use delete_file::{
+    DeleteFile, Deletes, new_delete_file_path, read_delete_file, write_announced_delete_file, write_delete_file,
+    write_delete_files,
+};
 pub use error::{BoxError, Result, StorageError};
 pub use fields::{FieldId, field_id, with_field_ids};
 pub use reader::{DataFileReader, PositionedBatch, PositionedStream, Rows};
