@@ -14,7 +14,7 @@ BUILD_TARGETS := --bin duckpipe $(if $(filter dev,$(PROFILE)),--workspace --test
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help env build demo demo-clean test unit lint fmt deny bench bench-end-to-end test-memory bootstrap-build bootstrap-all
+.PHONY: help env build demo demo-clean test unit lint fmt deny bench bench-end-to-end bench-compaction test-memory bootstrap-build bootstrap-all
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ bench: bootstrap-all ## Micro-benchmarks
 
 bench-end-to-end: bootstrap-all ## Snapshot and backlog beside COPY, pg_recvlogical and DuckDB's own CREATE TABLE AS
 	@$(STEP) "bench end to end" cargo bench --bench end_to_end
+
+bench-compaction: bootstrap-all ## Compaction beside DuckLake's own merge and rewrite, and scans afterwards
+	@$(STEP) "bench compaction" cargo bench --bench compaction
 
 test-memory: bootstrap-all ## Peak memory with 5M rows and transactions of 5M changes (takes a quarter of an hour)
 	@$(STEP) "memory" env DUCKPIPE_TEST_ROWS=$${DUCKPIPE_TEST_ROWS:-5000000} cargo test --release --test main memory:: -- --nocapture --test-threads 1

@@ -14,7 +14,7 @@ CREATE TABLE duckpipe_table (
     state VARCHAR NOT NULL,
     -- The table's own position where its state is not streaming; a streaming table is at its pipeline's.
     lsn VARCHAR,
-    -- JSON: [{"attnum", "column_id", "element"}].
+    -- JSON: [{"attnum", "key", "column_id", "element"}].
     columns VARCHAR NOT NULL,
     rows_copied BIGINT NOT NULL,
     rows_applied BIGINT NOT NULL,

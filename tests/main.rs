@@ -8,6 +8,7 @@ mod scenario;
 mod workload;
 
 mod bad_input;
+mod compaction;
 mod dependencies;
 mod differential;
 mod direct_commit;

@@ -1,4 +1,4 @@
-//! The side of `status` and `query`.
+//! The side of `status`, `query` and `compact`.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,6 +11,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use super::protocol::{Answer, LONGEST_LINE, Request};
 use super::socket::{connect, socket_path};
 use crate::cli::status::StatusReport;
+use crate::compact;
 use crate::error::{Because, Error, ErrorKind, Result};
 
 /// How long an answer may take: a status waits for nothing, a copy for the flush that is under way.
@@ -18,17 +19,23 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The status report of the sync that holds a catalog file; `None` where no sync is running there.
 pub async fn status(catalog: &Path) -> Result<Option<StatusReport>> {
-    ask(catalog, Request::Status).await
+    ask(catalog, Request::Status, Some(PATIENCE)).await
+}
+
+/// Lets the sync that holds a catalog file compact, however long that takes; `None` where no sync is running there.
+pub async fn compact(catalog: &Path, request: &compact::Request) -> Result<Option<compact::Report>> {
+    ask(catalog, Request::Compact(request.clone()), None).await
 }
 
 /// A consistent copy of the catalog file that a running sync holds, removed when dropped; `None` where no sync is running there.
 pub async fn copy_catalog(catalog: &Path) -> Result<Option<TempPath>> {
-    let path: Option<PathBuf> = ask(catalog, Request::CopyCatalog).await?;
+    let path: Option<PathBuf> = ask(catalog, Request::CopyCatalog, Some(PATIENCE)).await?;
     path.map(|path| TempPath::try_from_path(path).because(ErrorKind::Internal, || "the sync named no path".into()))
         .transpose()
 }
 
-async fn ask<T: DeserializeOwned>(catalog: &Path, request: Request) -> Result<Option<T>> {
+/// Without `patience` it waits until the sync answers or ends.
+async fn ask<T: DeserializeOwned>(catalog: &Path, request: Request, patience: Option<Duration>) -> Result<Option<T>> {
     let path = socket_path(catalog);
     let stream = match connect(&path).await {
         Ok(stream) => stream,
@@ -46,17 +53,15 @@ async fn ask<T: DeserializeOwned>(catalog: &Path, request: Request) -> Result<Op
                 .because(ErrorKind::Transient, || format!("the control socket {} can't be reached", path.display()));
         }
     };
-    let asked = tokio::time::timeout(PATIENCE, exchange(stream, request)).await;
-    let line = match asked {
-        Ok(line) => line.because(ErrorKind::Transient, || "the running sync did not answer".into())?,
-        Err(_) => {
-            let seconds = PATIENCE.as_secs();
-            return Err(Error::new(
-                ErrorKind::Transient,
-                format!("the running sync did not answer within {seconds} s"),
-            ));
-        }
+    let asked = exchange(stream, request);
+    let line = match patience {
+        None => asked.await,
+        Some(patience) => tokio::time::timeout(patience, asked).await.map_err(|_| {
+            let seconds = patience.as_secs();
+            Error::new(ErrorKind::Transient, format!("the running sync did not answer within {seconds} s"))
+        })?,
     };
+    let line = line.because(ErrorKind::Transient, || "the running sync did not answer".into())?;
     let answer: Answer<T> = serde_json::from_str(&line).because(ErrorKind::Internal, || {
         "the running sync's answer can't be read; is it another version of duckpipe?".into()
     })?;

@@ -1,9 +1,10 @@
 //! The control socket of a running sync.
 //!
 //! A DuckDB file can be open in one process only. While `sync` holds a catalog file, `status` and `query` ask it through a Unix
-//! socket beside that file: for the status report, or for a consistent copy of the catalog to read on their own.
+//! socket beside that file: for the status report, or for a consistent copy of the catalog to read on their own. `compact` asks
+//! it to do the work.
 //!
-//! The protocol is one JSON object a line: `{"op":"status"}` or `{"op":"copy_catalog"}`, answered by `{"ok":…}` or
+//! The protocol is one JSON object a line: `{"op":"status"}`, `{"op":"copy_catalog"}` or `{"op":"compact"}`, answered by `{"ok":…}` or
 //! `{"error":{"message":…,"remedy":…}}`. It is for processes of the same user on the same machine.
 
 mod client;
@@ -14,6 +15,6 @@ mod socket;
 #[cfg(test)]
 mod tests;
 
-pub use client::{copy_catalog, status};
+pub use client::{compact, copy_catalog, status};
 pub use server::{Handler, serve};
 pub use socket::{ControlSocket, socket_path};

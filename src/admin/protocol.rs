@@ -2,19 +2,22 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::compact;
 use crate::error::{Error, ErrorKind};
 
 /// The longest line that either side reads, in bytes: a report of some ten thousand tables.
 pub(super) const LONGEST_LINE: u64 = 16 << 20;
 
 /// What a client asks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
 pub(super) enum Request {
     /// The pipeline's state.
     Status,
     /// A consistent copy of the catalog file; the client removes it.
     CopyCatalog,
+    /// A pass of compaction.
+    Compact(compact::Request),
 }
 
 /// What the server answers.

@@ -12,6 +12,7 @@ use tokio::sync::Semaphore;
 use super::protocol::{Answer, LONGEST_LINE, Request};
 use super::socket::ControlSocket;
 use crate::cli::status::StatusReport;
+use crate::compact;
 use crate::error::{Because, ErrorKind, Result};
 
 /// Clients at the same time; more wait.
@@ -28,6 +29,8 @@ pub trait Handler: Send + Sync + 'static {
     async fn status(&self) -> Result<StatusReport>;
     /// Makes a consistent copy of the catalog file and says where; the client removes it.
     async fn copy_catalog(&self) -> Result<PathBuf>;
+    /// A pass of compaction.
+    async fn compact(&self, request: &compact::Request) -> Result<compact::Report>;
 }
 
 /// Answers clients until it is dropped. A client's mistakes and hang-ups end that client only.
@@ -74,6 +77,7 @@ async fn answer(mut stream: UnixStream, handler: &impl Handler) -> Result<()> {
                 made = copied.as_ref().ok().cloned();
                 json(&Answer::from(copied))?
             }
+            Ok(Request::Compact(request)) => json(&Answer::from(handler.compact(&request).await))?,
             Err(error) => json(&Answer::<()>::Error { message: format!("no request: {error}"), remedy: None })?,
         };
         text.push('\n');

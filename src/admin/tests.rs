@@ -27,6 +27,10 @@ impl Handler for Fixed {
         std::fs::write(&path, "copy").unwrap();
         Ok(path)
     }
+
+    async fn compact(&self, request: &crate::compact::Request) -> Result<crate::compact::Report> {
+        Ok(crate::compact::Report { dry_run: request.dry_run, snapshots_expired: 7, ..Default::default() })
+    }
 }
 
 /// A catalog file's path whose length no socket address could hold.
@@ -113,5 +117,17 @@ async fn errors_and_bad_clients_end_nothing() {
     }
     assert!(status(&catalog).await.unwrap().is_some());
     drop(idle);
+    server.abort();
+}
+
+#[tokio::test]
+async fn a_pass_of_compaction_is_asked_for_with_its_options() {
+    let folder = tempfile::tempdir().unwrap();
+    let catalog = folder.path().join("c.ducklake");
+    let request = crate::compact::Request { table: Some("public.t".into()), dry_run: true };
+    assert_eq!(compact(&catalog, &request).await.unwrap(), None, "nobody is there");
+    let server = tokio::spawn(serve(ControlSocket::bind(&catalog).await.unwrap(), Fixed { copy: None }));
+    let report = compact(&catalog, &request).await.unwrap().unwrap();
+    assert!(report.dry_run && report.snapshots_expired == 7);
     server.abort();
 }

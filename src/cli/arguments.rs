@@ -70,6 +70,8 @@ pub(super) enum Command {
     Status(StatusArguments),
     /// Run one SELECT on the lake; public.orders names the lake's table
     Query(QueryArguments),
+    /// Merge small files, drop what nobody can read any more, expire old snapshots; works beside a running sync
+    Compact(CompactArguments),
 }
 
 #[derive(Debug, Args)]
@@ -135,6 +137,19 @@ pub(super) struct SyncArguments {
     /// What happens to a value that its lake type can't hold: error or null
     #[arg(long, value_name = "POLICY")]
     on_unrepresentable: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CompactArguments {
+    /// One table only, as the source or the lake names it; snapshots and files are the whole lake's in any case
+    #[arg(long, value_name = "SCHEMA.TABLE")]
+    pub(super) table: Option<String>,
+    /// Show what would be done; change nothing
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -8,11 +8,12 @@ use chrono::{DateTime, Utc};
 use duckpipe_storage::Store;
 use tokio::sync::{oneshot, watch};
 
-use super::arguments::QueryArguments;
+use super::arguments::{CompactArguments, QueryArguments};
 use super::catalog_copy::{self, CatalogCopy};
 use super::check::CheckReport;
 use super::status::{StatusReport, TableStatus};
 use crate::admin::{self, ControlSocket, Handler};
+use crate::compact::{self, Compactor};
 use crate::config::{CatalogLocation, Config};
 use crate::error::{Because, Error, ErrorKind, Result};
 use crate::lake::query::{self, QuerySettings};
@@ -69,23 +70,42 @@ pub(super) async fn sync(
     shutdown: watch::Receiver<bool>,
 ) -> Result<SyncOutcome> {
     let (opened, lake) = oneshot::channel();
-    let control = tokio::spawn(control(config.clone(), Arc::clone(&progress), lake));
+    let beside = tokio::spawn(beside(config.clone(), Arc::clone(&progress), lake, !once, shutdown.clone()));
     let options = RunOptions { once, resnapshot };
     let outcome = sync::run(&config, options, progress, shutdown, opened).await;
-    control.abort();
+    beside.abort();
     Ok(SyncOutcome { errored_tables: outcome?.errored_tables })
 }
 
-/// Answers `status` and `query` while this process holds the catalog's file.
-async fn control(config: Config, progress: Arc<Progress>, lake: oneshot::Receiver<Lake>) {
-    let CatalogLocation::File(catalog) = config.lake.catalog.clone() else { return };
+/// What goes on beside the stream: compaction, and answers to other commands while this process holds the catalog's file.
+async fn beside(
+    config: Config,
+    progress: Arc<Progress>,
+    lake: oneshot::Receiver<Lake>,
+    scheduled: bool,
+    stop: watch::Receiver<bool>,
+) {
     let Ok(lake) = lake.await else { return };
+    let compaction = match compact::Background::start(&config, lake.clone(), scheduled, stop) {
+        Ok(compaction) => Some(compaction),
+        Err(error) => {
+            tracing::warn!(%error, "the lake is not compacted");
+            None
+        }
+    };
+    let CatalogLocation::File(catalog) = config.lake.catalog.clone() else {
+        // Anybody else can open the catalog; the compaction lives as long as this.
+        return std::future::pending().await;
+    };
     if let Err(error) = catalog_copy::remove_abandoned(&catalog) {
         tracing::warn!(%error, "old copies of the catalog beside it can't be removed");
     }
     match ControlSocket::bind(&catalog).await {
-        Ok(socket) => admin::serve(socket, Control { config, progress, lake }).await,
-        Err(error) => tracing::warn!(%error, "`status` and `query` can't reach this process"),
+        Ok(socket) => admin::serve(socket, Control { config, progress, lake, compaction }).await,
+        Err(error) => {
+            tracing::warn!(%error, "`status`, `query` and `compact` can't reach this process");
+            std::future::pending().await
+        }
     }
 }
 
@@ -93,6 +113,7 @@ struct Control {
     config: Config,
     progress: Arc<Progress>,
     lake: Lake,
+    compaction: Option<compact::Background>,
 }
 
 #[async_trait]
@@ -113,6 +134,49 @@ impl Handler for Control {
         }
         Ok(copy)
     }
+
+    async fn compact(&self, request: &compact::Request) -> Result<compact::Report> {
+        match &self.compaction {
+            Some(compaction) => compaction.pass(request).await,
+            None => Err(Error::new(ErrorKind::Internal, "this sync has no thread to compact with; its log says why")),
+        }
+    }
+}
+
+/// `compact`: by the running sync where it holds the catalog, else here.
+pub(super) async fn compact(
+    config: Config,
+    arguments: &CompactArguments,
+    mut shutdown: watch::Receiver<bool>,
+) -> Result<compact::Report> {
+    let request = compact::Request { table: arguments.table.clone(), dry_run: arguments.dry_run };
+    let settings = config.lake_settings(CATALOG_MEMORY, false);
+    match &config.lake.catalog {
+        CatalogLocation::File(catalog) => {
+            if let Some(report) = admin::compact(catalog, &request).await? {
+                return Ok(report);
+            }
+            if !catalog.exists() {
+                return Err(Error::new(ErrorKind::Missing, format!("there is no lake yet: {}", catalog.display()))
+                    .remedy("run `duckpipe sync` first"));
+            }
+        }
+        // Read-only first: opening it to write would make what is not there.
+        CatalogLocation::Postgres { .. } => {
+            Lake::open(&LakeSettings { read_only: true, ..settings.clone() }).await?.shutdown().await;
+        }
+    }
+    let store = Store::open(&config.lake.data_path, config.s3_settings().as_ref()).await?;
+    let lake = Lake::open_with_store(&settings, &store).await?;
+    let compactor = Compactor::new(Arc::new(config), lake.clone(), store);
+    let report = tokio::select! {
+        report = compactor.pass(&request) => report,
+        _ = shutdown.wait_for(|stop| *stop) => {
+            Err(Error::new(ErrorKind::Transient, "stopped; what was committed stays, the rest is undone by the next run"))
+        }
+    };
+    lake.shutdown().await;
+    report
 }
 
 /// `check`: looks at every precondition and changes nothing.

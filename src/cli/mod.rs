@@ -105,6 +105,17 @@ fn run(arguments: &Arguments) -> Result<u8> {
             block_on(engine::query(&config, query, shutdown))??;
             Ok(0)
         }
+        Command::Compact(compact) => {
+            let config = Config::load(&arguments.overrides())?;
+            let shutdown = signals::listen()?;
+            let report = block_on(engine::compact(config, compact, shutdown))??;
+            if compact.json {
+                print_json(&report)?;
+            } else {
+                print(&report.render())?;
+            }
+            Ok(0)
+        }
     }
 }
 

@@ -310,8 +310,9 @@ fn unknown(origin: &Origin, what: &str, shown: &str, wrong_key: &str, section: &
             let known = if section == "tables" { Some(keys::TABLE_KEYS) } else { known };
             match known {
                 Some(known) => error.remedy(format!("[{section}] has the keys {}", known.join(", "))),
-                None => error
-                    .remedy("the sections are [source], [lake], [s3], [sync] and [[tables]]; name stands above them"),
+                None => error.remedy(
+                    "the sections are [source], [lake], [s3], [sync], [compact] and [[tables]]; name stands above them",
+                ),
             }
         }
     }

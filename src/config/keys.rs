@@ -7,10 +7,24 @@ pub(super) const SECTIONS: &[(&str, &[&str])] = &[
     ("lake", &["catalog", "data_path"]),
     ("s3", &["endpoint", "region", "access_key_id", "secret_access_key", "session_token", "path_style"]),
     ("sync", &["flush_interval", "flush_bytes", "memory_limit", "snapshot_workers", "on_unrepresentable"]),
+    (
+        "compact",
+        &[
+            "enabled",
+            "interval",
+            "target_file_size",
+            "min_files",
+            "delete_ratio",
+            "retain",
+            "delete_grace",
+            "memory_limit",
+            "threads",
+        ],
+    ),
 ];
 
 /// The keys of one `[[tables]]` entry.
-pub(super) const TABLE_KEYS: &[&str] = &["source", "target", "exclude_columns", "types"];
+pub(super) const TABLE_KEYS: &[&str] = &["source", "target", "exclude_columns", "types", "sort_by"];
 
 /// The keys of a section; `None` where there is no such section.
 pub(super) fn keys_of(section: &str) -> Option<&'static [&'static str]> {
@@ -86,6 +100,6 @@ mod tests {
             assert_eq!(keys(&schema["properties"][section]), expected(known), "[{section}]");
         }
         assert_eq!(keys(&schema["properties"]["tables"]["items"]), expected(TABLE_KEYS));
-        assert_eq!(keys(&schema), expected(&["name", "source", "lake", "s3", "sync", "tables"]));
+        assert_eq!(keys(&schema), expected(&["name", "source", "lake", "s3", "sync", "compact", "tables"]));
     }
 }

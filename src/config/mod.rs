@@ -5,6 +5,7 @@
 //! the file, that over the default. Every error here is [`ErrorKind::Config`], names the key and says where it is written.
 //! Never: a connection, a file other than the configuration's own.
 
+mod compact;
 mod document;
 mod keys;
 mod location;
@@ -23,6 +24,7 @@ use std::time::Duration;
 pub use crate::batch::value_error::OnUnrepresentable;
 pub use crate::lake::CatalogLocation;
 pub use crate::source::pattern::TablePattern;
+pub use compact::CompactConfig;
 pub use document::Override;
 pub use selection::{SelectedTable, select};
 pub use template::{Known, name_from, template};
@@ -54,6 +56,8 @@ pub struct Config {
     pub s3: Option<S3Config>,
     /// How the work is done.
     pub sync: SyncConfig,
+    /// How files are compacted and how long history is kept.
+    pub compact: CompactConfig,
     /// The tables, as written: in order, patterns not yet resolved. See [`select`].
     pub tables: Vec<TableConfig>,
 }
@@ -140,6 +144,8 @@ pub struct TableConfig {
     pub exclude_columns: Vec<String>,
     /// Columns that arrive in another type than their own: column to type. The one type is `text`.
     pub types: BTreeMap<String, String>,
+    /// Columns that compacted files are sorted by; `None`: the key's, none: they are not sorted.
+    pub sort_by: Option<Vec<String>>,
 }
 
 impl TableConfig {
@@ -170,6 +176,13 @@ impl Config {
             session_token: s3.session_token.as_ref().map(secret),
             path_style: s3.path_style,
         })
+    }
+
+    /// What compacted files of a source table are sorted by, where an entry says so: one that names it, else the first pattern.
+    pub fn sort_by(&self, source: &TableName) -> Option<&[String]> {
+        let named = self.tables.iter().find(|table| table.source.exact().as_ref() == Some(source));
+        let entry = named.or_else(|| self.tables.iter().find(|table| table.source.matches(source)))?;
+        entry.sort_by.as_deref()
     }
 
     /// How the lake is opened, with `memory` bytes for DuckDB.
@@ -254,13 +267,14 @@ fn read(document: &Document, path: PathBuf) -> Result<Config> {
     let lake = LakeConfig { catalog, data_path };
     let s3 = read_s3(document, &lake)?;
     let sync = read_sync(document)?;
+    let compact = compact::read(document)?;
     let tables = document.tables.iter().map(read_table).collect::<Result<Vec<_>>>()?;
     check_tables(&tables, &document.tables)?;
     if tables.is_empty() {
         return Err(Error::new(ErrorKind::Config, format!("{} names no table", path.display()))
             .remedy("add [[tables]] with source = \"public.orders\", or source = \"public.*\" for all of a schema"));
     }
-    Ok(Config { name: name.to_owned(), source, lake, s3, sync, tables, path })
+    Ok(Config { name: name.to_owned(), source, lake, s3, sync, compact, tables, path })
 }
 
 fn read_source(document: &Document, name: &str, base: &Path, path: &Path) -> Result<SourceConfig> {
@@ -411,7 +425,12 @@ fn read_table(entry: &Entry) -> Result<TableConfig> {
             }
         }
     }
-    Ok(TableConfig { source, target, exclude_columns, types })
+    let sort_by = texts("sort_by", "tables.sort_by")?;
+    if let Some(column) = sort_by.iter().flatten().find(|column| exclude_columns.contains(column)) {
+        let message = format!("column {column} of {source} is in sort_by and in exclude_columns");
+        return Err(wrong(&entry.origin, message));
+    }
+    Ok(TableConfig { source, target, exclude_columns, types, sort_by })
 }
 
 /// Two entries must not say the same table, nor lead to one target: lake names are the same in upper and lower case.

@@ -60,10 +60,22 @@ data_path = {data_path}
 # snapshot_workers = 2                  # connections that copy tables at the same time
 # on_unrepresentable = "error"          # a value that the lake's type can't hold: "error" stops its table, "null" drops the value
 
+[compact]
+# enabled = true                        # sync merges small files and drops what nobody can read any more
+# interval = "1m"                       # how often it looks
+# target_file_size = "128MB"            # the size that files shall have
+# min_files = 8                         # small files that are worth a rewrite
+# delete_ratio = "20%"                  # unreadable rows of a file that are worth a rewrite
+# retain = "7d"                         # how long a snapshot can be read; "forever" keeps all
+# delete_grace = "1h"                   # how long a replaced file stays for those who are reading it
+# memory_limit = "128MB"                # of a rewrite, beside sync's own; what exceeds it spills to disk
+# threads = 1                           # of a rewrite
+
 # One entry for each table, or a pattern with * and ?.
 {tables}# target = "public.orders"              # the lake's schema.table; the source's name unless set
 # exclude_columns = ["card_number"]     # columns that do not enter the lake
 # types = {{ payload = "text" }}          # columns that arrive as text, whatever their type
+# sort_by = ["placed_at"]               # what compacted files are sorted by; the key unless set, [] for no order
 "#,
         name = quoted(name),
         bare_name = name,

@@ -103,6 +103,53 @@ fn reads_every_key() {
 }
 
 #[test]
+fn reads_how_files_are_compacted() {
+    let text = GOOD.replace("[[tables]]", "[compact]\nenabled = false\nretain = \"forever\"\n[[tables]]");
+    let config = load(&format!("{text}sort_by = [\"placed\"]\n[[tables]]\nsource = \"public.*\""), &[], &[]).unwrap();
+    assert!(!config.compact.enabled && config.compact.retain.is_none());
+    let table = |name: &str| TableName { schema: "public".into(), table: name.into() };
+    assert_eq!(config.sort_by(&table("orders")), Some(&["placed".to_owned()][..]));
+    assert_eq!(config.sort_by(&table("items")), None);
+    let environment = [
+        ("DUCKPIPE_COMPACT__INTERVAL", "5m"),
+        ("DUCKPIPE_COMPACT__TARGET_FILE_SIZE", "64MB"),
+        ("DUCKPIPE_COMPACT__MIN_FILES", "3"),
+        ("DUCKPIPE_COMPACT__DELETE_RATIO", "12.5%"),
+        ("DUCKPIPE_COMPACT__RETAIN", "30d"),
+        ("DUCKPIPE_COMPACT__DELETE_GRACE", "2h"),
+        ("DUCKPIPE_COMPACT__MEMORY_LIMIT", "1GB"),
+        ("DUCKPIPE_COMPACT__THREADS", "2"),
+    ];
+    let expected = CompactConfig {
+        enabled: false,
+        interval: Duration::from_secs(300),
+        target_file_size: 64_000_000,
+        min_files: 3,
+        delete_ratio: 0.125,
+        retain: Some(Duration::from_secs(30 * 86_400)),
+        delete_grace: Duration::from_secs(7200),
+        memory_limit: 1_000_000_000,
+        threads: 2,
+    };
+    assert_eq!(load(&text, &environment, &[]).unwrap().compact, expected);
+    for (key, wrong) in [
+        ("interval", "0s"),
+        ("target_file_size", "1KB"),
+        ("min_files", "1"),
+        ("delete_ratio", "0.2"),
+        ("delete_ratio", "120%"),
+        ("retain", "always"),
+        ("delete_grace", "1s"),
+        ("memory_limit", "1MB"),
+        ("threads", "0"),
+    ] {
+        let variable = format!("DUCKPIPE_COMPACT__{}", key.to_uppercase());
+        let said = mistake(GOOD, &[(&variable, wrong)]);
+        assert!(said.contains(&variable) && said.contains(&format!("compact.{key}")), "{said}");
+    }
+}
+
+#[test]
 fn flag_over_environment_over_file() {
     let text = format!("{GOOD}\n[sync]\nflush_bytes = \"1MB\"\nsnapshot_workers = 3\n");
     let environment = [("DUCKPIPE_SYNC__FLUSH_BYTES", "2MB"), ("DUCKPIPE_NAME", "other")];
@@ -178,6 +225,7 @@ fn what_init_writes_is_read() {
             match (data_path, load(&full, &environment, &[])) {
                 (Some(_), Ok(config)) => {
                     assert_eq!(config.sync, SyncConfig::default(), "{full}");
+                    assert_eq!(config.compact, CompactConfig::default(), "{full}");
                     assert_eq!(config.source.slot, "duckpipe_shop");
                 }
                 (None, Err(error)) => assert!(error.to_string().contains("[s3] is given"), "{error}"),
@@ -244,6 +292,7 @@ fn patterns_become_tables() {
             target: target.map(name),
             exclude_columns: Vec::new(),
             types: BTreeMap::new(),
+            sort_by: None,
         };
         pairs.iter().map(entry).collect()
     };

@@ -23,7 +23,7 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     scale(number, factor).ok_or_else(|| format!("{text:?} is not a size such as \"64MB\", \"64MiB\" or \"1GB\""))
 }
 
-/// Parses a duration: a whole or decimal number and one of the units `us`, `ms`, `s`, `m`, `h`.
+/// Parses a duration: a whole or decimal number and one of the units `us`, `ms`, `s`, `m`, `h`, `d`.
 ///
 /// The error says what is wrong, without the key that it was read from.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
@@ -35,6 +35,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         "s" => 1_000_000,
         "m" | "min" => 60_000_000,
         "h" => 3_600_000_000,
+        "d" => 86_400_000_000,
         "" => return Err(format!("{text:?} has no unit; write \"{}s\" for seconds", text.trim())),
         _ => return Err(wrong()),
     };

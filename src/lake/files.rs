@@ -82,7 +82,7 @@ pub(super) fn id_list(ids: impl IntoIterator<Item = i64>) -> String {
 }
 
 /// The path below the data path.
-fn below_data_path(folder: &str, (path, relative): &StoredPath) -> Result<String> {
+pub(super) fn below_data_path(folder: &str, (path, relative): &StoredPath) -> Result<String> {
     match relative {
         true => Ok(format!("{folder}/{path}")),
         false => Err(Error::new(
@@ -150,7 +150,7 @@ fn read(session: &Session, tables: &[(i64, Vec<i64>)]) -> Result<LiveFiles> {
 }
 
 /// A path and whether it is relative to its table's folder.
-type StoredPath = (String, bool);
+pub(super) type StoredPath = (String, bool);
 
 /// A live data file with its delete file, paths not yet put together.
 struct FileRow {
@@ -217,7 +217,7 @@ fn read_bounds(session: &Session, tables: &[(i64, Vec<i64>)]) -> Result<HashMap<
 }
 
 /// Rows and deletes that somebody else left in the catalog instead of in files would be missed by a lookup over files.
-fn refuse_inlined(session: &Session, table_ids: &str) -> Result<()> {
+pub(super) fn refuse_inlined(session: &Session, table_ids: &str) -> Result<()> {
     let metadata = session.tables();
     let holds_rows = |table: &str, condition: &str| -> Result<bool> {
         let sql = format!("SELECT count(*) FROM {metadata}.{} {condition}", identifier(table));

@@ -19,6 +19,7 @@
 
 mod attach;
 mod commit;
+mod compaction;
 mod create;
 mod facts;
 mod files;
@@ -27,11 +28,14 @@ mod key_index;
 pub mod lookup;
 #[cfg(test)]
 mod lookup_test;
+mod maintenance;
 mod marker;
 mod pipeline;
 pub mod query;
 mod query_output;
 mod redaction;
+mod replace;
+mod retention;
 mod script;
 pub mod select_guard;
 mod select_lists;
@@ -46,7 +50,7 @@ mod table;
 mod uploads;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::RecvTimeoutError;
@@ -58,10 +62,15 @@ use duckpipe_storage::{S3Credentials, S3Settings};
 use tokio::sync::{mpsc, oneshot};
 
 pub use commit::{Commit, Committed, DeleteCommit, TableCommit};
+pub use compaction::{CompactionSchema, CompactionTable, CompactionView, SourceFile};
+pub(crate) use compaction::{ROW_ID, SNAPSHOT_ID};
 pub use create::NewTable;
 pub use files::{LiveDelete, LiveFile, LiveFiles};
+pub use maintenance::{HEARTBEAT, Maintenance, MaintenanceLog};
 pub use marker::{LakeStore, MARKER};
 pub use pipeline::{Fence, NewPipeline, PipelineChange, PipelineRow, PipelineState};
+pub use replace::{Replaced, Replacement, RewrittenDelete, RewrittenFile};
+pub use retention::Scheduled;
 pub use settings::{CatalogLocation, LakeSettings};
 pub use table::{FieldId, LakeColumn, LakeTable, TableRow, TableState};
 

@@ -328,7 +328,7 @@ impl<'a> Script<'a> {
     }
 }
 
-fn file_stats(file: i64, table_id: i64, stats: &ColumnStats, columns: &[CatalogColumn]) -> String {
+pub(super) fn file_stats(file: i64, table_id: i64, stats: &ColumnStats, columns: &[CatalogColumn]) -> String {
     let floating =
         columns.iter().any(|column| column.id == i64::from(stats.field_id) && column.lake_type.starts_with("float"));
     format!(
@@ -344,17 +344,17 @@ fn file_stats(file: i64, table_id: i64, stats: &ColumnStats, columns: &[CatalogC
 }
 
 /// The file's path below its table's folder, as DuckLake stores it.
-fn in_folder<'a>(folder: &str, path: &'a str) -> Result<&'a str> {
+pub(super) fn in_folder<'a>(folder: &str, path: &'a str) -> Result<&'a str> {
     path.strip_prefix(folder)
         .and_then(|rest| rest.strip_prefix('/'))
         .ok_or_else(|| Error::new(ErrorKind::Internal, format!("{path} does not lie in its table's folder {folder}")))
 }
 
-fn text(value: Option<&str>) -> String {
+pub(super) fn text(value: Option<&str>) -> String {
     value.map_or_else(|| "NULL".into(), literal)
 }
 
-fn truth(value: Option<bool>) -> &'static str {
+pub(super) fn truth(value: Option<bool>) -> &'static str {
     match value {
         Some(true) => "true",
         Some(false) => "false",

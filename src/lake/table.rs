@@ -104,6 +104,9 @@ pub struct TableRow {
 pub struct LakeColumn {
     /// `pg_attribute.attnum` in the source.
     pub attnum: i16,
+    /// Its place in the table's key, counted from 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<u16>,
     /// DuckLake's ids.
     #[serde(flatten)]
     pub id: FieldId,
@@ -162,11 +165,11 @@ impl LakeTable {
     }
 }
 
-fn with_id(field: Field, id: &FieldId) -> FieldRef {
+pub(super) fn with_id(field: Field, id: &FieldId) -> FieldRef {
     Arc::new(field.with_metadata(HashMap::from([(FIELD_ID.to_owned(), id.column_id.to_string())])))
 }
 
-fn with_element_ids(data_type: &DataType, id: &FieldId) -> DataType {
+pub(super) fn with_element_ids(data_type: &DataType, id: &FieldId) -> DataType {
     match (data_type, &id.element) {
         (DataType::List(element), Some(element_id)) => {
             let inner = with_element_ids(element.data_type(), element_id);
@@ -228,11 +231,13 @@ pub(super) fn match_columns(
     let matched: Vec<LakeColumn> = layout
         .columns
         .iter()
-        .map(|wanted| {
+        .enumerate()
+        .map(|(index, wanted)| {
             let lower = wanted.name.to_lowercase();
             let found = columns.iter().find(|column| column.parent.is_none() && column.name.to_lowercase() == lower);
             let id = found.and_then(|found| field_id(&wanted.column_type, found, columns));
-            id.map(|id| LakeColumn { attnum: wanted.attnum, id }).ok_or_else(|| wanted.name.clone())
+            let key = layout.key.iter().position(|column| *column == index).and_then(|place| u16::try_from(place).ok());
+            id.map(|id| LakeColumn { attnum: wanted.attnum, key, id }).ok_or_else(|| wanted.name.clone())
         })
         .collect::<std::result::Result<_, _>>()?;
     match columns.iter().filter(|column| column.parent.is_none()).count() == matched.len() {

@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::sql::literal;
 
 /// Paths per statement.
-const CHUNK: usize = 500;
+pub(super) const CHUNK: usize = 500;
 
 impl Lake {
     /// Records that uploads to these paths (below the data path) are about to begin.
@@ -85,27 +85,44 @@ fn find_orphans(session: &Session, fence: &Fence) -> Result<(Vec<String>, Vec<St
         fence.epoch
     );
     let uploads = session.read(&sql, |row| row.get::<_, String>(0))?;
-    let mut registered = HashSet::new();
-    for chunk in uploads.chunks(CHUNK) {
+    split_registered(session, uploads)
+}
+
+/// Those paths that nothing in the catalog names, and those that something does.
+pub(super) fn split_registered(session: &Session, paths: Vec<String>) -> Result<(Vec<String>, Vec<String>)> {
+    let scheduled = format!("SELECT path FROM {}.ducklake_files_scheduled_for_deletion", session.tables());
+    let (unused, mut registered) = split_used(session, paths)?;
+    let mut known = HashSet::new();
+    for chunk in unused.chunks(CHUNK) {
+        let sql = format!("{scheduled} WHERE path IN ({})", path_list(chunk.iter().map(String::as_str)));
+        known.extend(session.read(&sql, |row| row.get::<_, String>(0))?);
+    }
+    let (scheduled, unknown) = unused.into_iter().partition::<Vec<_>, _>(|path| known.contains(path));
+    registered.extend(scheduled);
+    Ok((unknown, registered))
+}
+
+/// Those paths that are no data file or delete file of any snapshot, and those that are.
+pub(super) fn split_used(session: &Session, paths: Vec<String>) -> Result<(Vec<String>, Vec<String>)> {
+    let tables = session.tables();
+    let mut used = HashSet::new();
+    for chunk in paths.chunks(CHUNK) {
         // DuckLake stores names below the table's folder; the names are unique by themselves, so they are enough to find
         // candidates, and a candidate is never removed.
         let names = path_list(chunk.iter().map(|path| file_name(path)));
-        let whole = path_list(chunk.iter().map(String::as_str));
         let sql = format!(
             "SELECT path FROM {tables}.ducklake_data_file WHERE path IN ({names}) \
-             UNION ALL SELECT path FROM {tables}.ducklake_delete_file WHERE path IN ({names}) \
-             UNION ALL SELECT path FROM {tables}.ducklake_files_scheduled_for_deletion WHERE path IN ({whole})"
+             UNION ALL SELECT path FROM {tables}.ducklake_delete_file WHERE path IN ({names})"
         );
-        registered
-            .extend(session.read(&sql, |row| row.get::<_, String>(0))?.iter().map(|path| file_name(path).to_owned()));
+        used.extend(session.read(&sql, |row| row.get::<_, String>(0))?.iter().map(|path| file_name(path).to_owned()));
     }
-    Ok(uploads.into_iter().partition(|path| !registered.contains(file_name(path))))
+    Ok(paths.into_iter().partition(|path| !used.contains(file_name(path))))
 }
 
 fn file_name(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
 }
 
-fn path_list<'a>(paths: impl Iterator<Item = &'a str>) -> String {
+pub(super) fn path_list<'a>(paths: impl Iterator<Item = &'a str>) -> String {
     paths.map(literal).collect::<Vec<_>>().join(", ")
 }

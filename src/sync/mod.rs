@@ -17,4 +17,5 @@ mod run;
 pub mod snapshot;
 pub mod stream;
 
+pub(crate) use run::spill_directory;
 pub use run::{Outcome, RunOptions, run};

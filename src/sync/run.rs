@@ -589,7 +589,7 @@ fn left_out(row: &TableRow) -> Error {
 }
 
 /// Where transactions go that exceed the memory: not `/tmp`, which is memory itself on many machines.
-fn spill_directory() -> PathBuf {
+pub(crate) fn spill_directory() -> PathBuf {
     match std::env::var_os("TMPDIR") {
         Some(directory) => directory.into(),
         None if std::path::Path::new("/var/tmp").is_dir() => "/var/tmp".into(),

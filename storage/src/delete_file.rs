@@ -84,20 +84,27 @@ pub async fn write_delete_files(
     if deletes.is_empty() {
         return Ok(Vec::new());
     }
-    let paths: Vec<String> =
-        deletes.iter().map(|_| format!("{}/{}-delete.parquet", folder.trim_end_matches('/'), Uuid::now_v7())).collect();
+    let paths: Vec<String> = deletes.iter().map(|_| new_delete_file_path(folder)).collect();
     announce(log, &paths).await?;
     stream::iter(paths.into_iter().zip(deletes))
-        .map(|(path, deletes)| async move {
-            let rows = deletes.rows.len();
-            let bytes = blocking(move || encode(&deletes)).await?;
-            let file = DeleteFile { rows, bytes: bytes.len() as u64, footer_bytes: footer_bytes(&bytes)?, path };
-            store.put(&file.path, bytes).await?;
-            Ok(file)
-        })
+        .map(|(path, deletes)| write_announced_delete_file(store, path, deletes))
         .buffered(WRITES_AT_ONCE)
         .try_collect()
         .await
+}
+
+/// A name for a new delete file in a table's folder, never used twice.
+pub fn new_delete_file_path(folder: &str) -> String {
+    format!("{}/{}-delete.parquet", folder.trim_end_matches('/'), Uuid::now_v7())
+}
+
+/// Writes one delete file at a path that the log was told of before.
+pub async fn write_announced_delete_file(store: &Store, path: String, deletes: Deletes) -> Result<DeleteFile> {
+    let rows = deletes.rows.len();
+    let bytes = blocking(move || encode(&deletes)).await?;
+    let file = DeleteFile { rows, bytes: bytes.len() as u64, footer_bytes: footer_bytes(&bytes)?, path };
+    store.put(&file.path, bytes).await?;
+    Ok(file)
 }
 
 /// Reads a delete file, ours or DuckLake's own: ascending positions, each with the snapshot that deleted the row where the file

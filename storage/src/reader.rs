@@ -31,12 +31,14 @@ const TAIL_BYTES: u64 = 64 * 1024;
 const BATCH_ROWS: usize = 8192;
 
 /// An open data file: its footer is read, its columns are not.
+#[derive(Clone)]
 pub struct DataFileReader {
     url: String,
     input: ParquetObjectReader,
     metadata: ArrowReaderMetadata,
     /// The lake's column id to the index of the file's top-level column.
     columns: HashMap<i32, usize>,
+    batch_rows: usize,
 }
 
 /// Which rows to read.
@@ -84,7 +86,21 @@ impl DataFileReader {
         if columns.is_empty() && !fields.is_empty() {
             return Err(StorageError::invalid(url, "no column of the file carries a column id"));
         }
-        Ok(DataFileReader { url, input, metadata, columns })
+        Ok(DataFileReader { url, input, metadata, columns, batch_rows: BATCH_ROWS })
+    }
+
+    /// Reads batches of at most so many rows.
+    #[must_use]
+    pub fn with_batch_rows(mut self, rows: usize) -> DataFileReader {
+        self.batch_rows = rows.clamp(1, BATCH_ROWS);
+        self
+    }
+
+    /// About how many bytes a row is, as the footer tells: encoded, but not compressed.
+    pub fn row_bytes(&self) -> u64 {
+        let groups = self.metadata.metadata().row_groups();
+        let bytes: u64 = groups.iter().map(|group| u64::try_from(group.total_byte_size()).unwrap_or_default()).sum();
+        bytes / self.rows().max(1)
     }
 
     /// The rows of each row group.
@@ -131,7 +147,7 @@ impl DataFileReader {
         let sources = wanted.iter().map(|root| root.and_then(|root| roots.binary_search(&root).ok())).collect();
 
         let builder = ParquetRecordBatchStreamBuilder::new_with_metadata(self.input.clone(), self.metadata.clone())
-            .with_batch_size(BATCH_ROWS);
+            .with_batch_size(self.batch_rows);
         let mask = ProjectionMask::roots(builder.parquet_schema(), roots);
         let builder = builder.with_projection(mask);
         let (builder, positions) = match self.plan(rows)? {

@@ -3,6 +3,6 @@
 mod bounds;
 mod failures;
 mod fuzz;
-mod lab;
+pub(crate) mod lab;
 mod model;
 mod promises;

@@ -1,0 +1,481 @@
+//! The rewrite of one group of files: a DataFusion plan over the lake's own reader, into the lake's own writer.
+//!
+//! ```text
+//! source files ──► rows + id + snapshot + origin + death ──► sort by key ──► new file(s)
+//!                                                                       ╰──► where each row went, which rows are dead
+//! ```
+//!
+//! Rows that are dead, but that a readable version shows, come along. Memory: DataFusion's pool for the sort, which spills to
+//! disk; one row group of the writer; 4 bytes for each row of the group, and some 32 for each dead one.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Int64Array, RecordBatch, UInt32Array};
+use arrow::compute::{SortOptions, filter_record_batch};
+use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef, UInt32Type};
+use datafusion::error::DataFusionError;
+use datafusion::execution::SendableRecordBatchStream;
+use datafusion::execution::TaskContext;
+use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
+use datafusion::execution::memory_pool::FairSpillPool;
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
+use datafusion::physical_expr::expressions::Column;
+use datafusion::physical_expr::{LexOrdering, PhysicalSortExpr};
+use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
+use datafusion::physical_plan::sorts::sort::SortExec;
+use datafusion::physical_plan::sorts::sort_preserving_merge::SortPreservingMergeExec;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use datafusion::physical_plan::streaming::{PartitionStream, StreamingTableExec};
+use datafusion::physical_plan::{ExecutionPlan, execute_stream};
+use datafusion::prelude::SessionConfig;
+use duckpipe_storage::{
+    DataFile, DataFileOptions, DataFileReader, DataFileWriter, PositionedBatch, Rows, Store, UploadLog, field_id,
+    read_delete_file,
+};
+use futures::{Stream, StreamExt, TryStreamExt, stream};
+
+use crate::error::{Because, Error, ErrorKind, Result, ResultExt};
+use crate::lake::store::store_error;
+use crate::lake::{CompactionSchema, LiveDelete, ROW_ID, SNAPSHOT_ID, SourceFile};
+
+/// Rows of a row group, as DuckDB writes them.
+const ROW_GROUP_ROWS: usize = 122_880;
+/// The most rows of a batch; of wide rows a batch holds fewer.
+const BATCH_ROWS: usize = 8192;
+/// Dead rows of a source.
+type Deaths = Vec<(u64, i64)>;
+
+/// What a rewrite may use.
+#[derive(Clone, Debug)]
+pub struct Resources {
+    /// Bytes of memory.
+    pub memory: u64,
+    /// Plans' partitions.
+    pub threads: usize,
+    /// Where sorts go that exceed the memory.
+    pub spill_directory: PathBuf,
+}
+
+impl Resources {
+    /// How many rows one rewrite may remember: a fifth of the memory, 4 bytes each.
+    pub fn max_weight(&self) -> u64 {
+        (self.memory / 5 / 4).min(u64::from(u32::MAX) - 1)
+    }
+
+    fn sort_pool(&self) -> usize {
+        usize::try_from(self.memory / 5 * 2).unwrap_or(usize::MAX)
+    }
+
+    fn row_group(&self) -> usize {
+        usize::try_from(self.memory / 5).unwrap_or(usize::MAX).min(64 << 20)
+    }
+}
+
+/// One rewrite.
+pub struct Job {
+    /// The store.
+    pub store: Store,
+    /// Told of each new file.
+    pub log: Arc<dyn UploadLog>,
+    /// The table's folder.
+    pub folder: String,
+    /// The columns of the new files.
+    pub columns: CompactionSchema,
+    /// Ids of the columns to sort by; none: the rows stay in the order of the files.
+    pub sort: Vec<i64>,
+    /// The files.
+    pub sources: Vec<SourceFile>,
+    /// Rows that were deleted before this snapshot are dropped.
+    pub oldest: i64,
+    /// The size at which a file ends.
+    pub target_bytes: u64,
+}
+
+/// What a rewrite wrote.
+pub struct Rewritten {
+    /// The new files, in the order of their rows.
+    pub files: Vec<DataFile>,
+    /// For each of them, its dead rows with the snapshots that deleted them.
+    pub dead: Vec<Deaths>,
+    /// What is known of each source.
+    pub sources: Vec<Source>,
+    /// Where each row went: the sources' rows one after the other, to a row of the new files one after the other.
+    places: Vec<u32>,
+    /// The number of the first row of each new file.
+    starts: Vec<u64>,
+}
+
+/// A row that is in no new file.
+const DROPPED: u32 = u32::MAX;
+
+/// A source and the deletes that were carried over from it.
+#[derive(Clone)]
+pub struct Source {
+    /// The file, with the delete file that was last read.
+    pub file: SourceFile,
+    /// Its dead rows, ascending.
+    pub dead: Arc<Deaths>,
+    /// The number of its first row among all sources'.
+    first: u32,
+}
+
+impl Rewritten {
+    /// Carries deletes over that landed on a source since it was read.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Internal`] where a row is deleted that never was there.
+    pub fn rebase(&mut self, source: usize, delete: LiveDelete, deaths: Deaths) -> Result<usize> {
+        let Source { file, dead, first } = &mut self.sources[source];
+        let mut late = 0;
+        for (position, snapshot) in &deaths {
+            if dead.binary_search_by_key(position, |(position, _)| *position).is_ok() {
+                continue;
+            }
+            let place = usize::try_from(*position).ok().filter(|_| *position < file.rows);
+            let place = place.and_then(|position| self.places.get(*first as usize + position));
+            let place = match place {
+                Some(place) if *place != DROPPED => u64::from(*place),
+                _ => {
+                    let what = format!("{} deletes row {position} of {}, which is not there", delete.path, file.path);
+                    return Err(Error::new(ErrorKind::Table, what));
+                }
+            };
+            let output = self.starts.partition_point(|start| *start <= place) - 1;
+            self.dead[output].push((place - self.starts[output], *snapshot));
+            late += 1;
+        }
+        *dead = Arc::new(deaths);
+        file.delete = Some(delete);
+        Ok(late)
+    }
+
+    /// Rows of the new files.
+    pub fn rows(&self) -> u64 {
+        self.files.iter().map(|file| file.rows).sum()
+    }
+}
+
+/// Reads a delete file: ascending positions with the snapshots that deleted the rows.
+pub async fn read_deaths(store: &Store, delete: &LiveDelete) -> Result<Deaths> {
+    let read = read_delete_file(store, &delete.path).await;
+    let read = read.map_err(store_error(&format!("{} can't be read", delete.path)))?;
+    Ok(read.into_iter().map(|(position, snapshot)| (position, snapshot.unwrap_or(delete.begin_snapshot))).collect())
+}
+
+/// Runs a rewrite.
+///
+/// # Errors
+/// [`ErrorKind::Table`] where a source is not what the catalog says, [`ErrorKind::Transient`] where the store fails.
+pub async fn rewrite(job: Job, resources: &Resources) -> Result<Rewritten> {
+    let sources = open(&job).await?;
+    let rows: u64 = sources.iter().map(|(source, _)| source.file.rows).sum();
+    let row_bytes = sources.iter().map(|(_, reader)| reader.row_bytes()).max().unwrap_or_default();
+    // A batch of each input of a merge must fit the pool.
+    let batch_rows =
+        (resources.sort_pool() / 64 / usize::try_from(row_bytes).unwrap_or(usize::MAX).max(1)).clamp(16, BATCH_ROWS);
+    let known: Vec<Source> = sources.iter().map(|(source, _)| source.clone()).collect();
+    let width = job.columns.schema.fields().len();
+    let sort = sort_columns(&job)?;
+    let plan = plan(&job, sources, &sort, resources, batch_rows)?;
+    let mut input = execute_stream(plan, context(resources, batch_rows)?).map_err(unwrap)?;
+
+    let total: u64 = known.iter().map(|source| source.file.bytes).sum();
+    let options = DataFileOptions {
+        // A little more than the target is one file, not one and a crumb.
+        target_bytes: if total <= job.target_bytes / 2 * 3 { u64::MAX } else { job.target_bytes },
+        row_group_rows: ROW_GROUP_ROWS,
+        row_group_bytes: resources.row_group(),
+        ..DataFileOptions::default()
+    };
+    let schema = Arc::clone(&job.columns.schema);
+    let mut writer = DataFileWriter::new(job.store.clone(), job.log, &job.folder, Arc::clone(&schema), options);
+    let mut places = vec![DROPPED; usize::try_from(rows).because(ErrorKind::Internal, too_many)?];
+    let mut dead: Deaths = Vec::new();
+    let mut next = 0u32;
+    while let Some(batch) = input.next().await {
+        let batch = batch.map_err(unwrap)?;
+        let origins = batch.column(width).as_primitive::<UInt32Type>();
+        let deaths = batch.column(width + 1).as_primitive::<Int64Type>();
+        for (row, origin) in origins.values().iter().enumerate() {
+            places[*origin as usize] = next + row as u32;
+            if deaths.is_valid(row) {
+                dead.push((u64::from(next) + row as u64, deaths.value(row)));
+            }
+        }
+        next += batch.num_rows() as u32;
+        let own = batch.project(&(0..width).collect::<Vec<_>>()).because(ErrorKind::Internal, mismatch)?;
+        writer.write(&own).await.map_err(store_error("the rewritten file can't be written"))?;
+    }
+    let files = writer.finish().await.map_err(store_error("the rewritten file can't be written"))?;
+    let mut starts = Vec::with_capacity(files.len());
+    let mut end = 0;
+    let mut by_file = Vec::with_capacity(files.len());
+    let mut rest = dead.as_slice();
+    for file in &files {
+        starts.push(end);
+        let start = end;
+        end += file.rows;
+        let (own, later) = rest.split_at(rest.partition_point(|(place, _)| *place < end));
+        by_file.push(own.iter().map(|(place, snapshot)| (place - start, *snapshot)).collect());
+        rest = later;
+    }
+    if end != u64::from(next) {
+        return Err(Error::new(ErrorKind::Internal, format!("{next} rows were read, but {end} were written")));
+    }
+    Ok(Rewritten { files, dead: by_file, sources: known, places, starts })
+}
+
+/// Opens the sources and reads their deletes.
+async fn open(job: &Job) -> Result<Vec<(Source, Arc<DataFileReader>)>> {
+    let mut first = 0u64;
+    let mut numbered = Vec::with_capacity(job.sources.len());
+    for file in &job.sources {
+        numbered.push((file.clone(), u32::try_from(first).because(ErrorKind::Internal, too_many)?));
+        first += file.rows;
+    }
+    u32::try_from(first).because(ErrorKind::Internal, too_many)?;
+    let opened = numbered.into_iter().map(|(file, first)| async move {
+        let dead = match &file.delete {
+            Some(delete) => read_deaths(&job.store, delete).await?,
+            None => Vec::new(),
+        };
+        let reader = DataFileReader::open(&job.store, &file.path).await?;
+        if reader.rows() != file.rows {
+            return Err(Error::new(
+                ErrorKind::Table,
+                format!("{} holds {} rows, but the catalog says {}", file.path, reader.rows(), file.rows),
+            ));
+        }
+        if let Some(column) = job.columns.defaulted.iter().find(|column| !reader.has_column(**column)) {
+            return Err(Error::new(
+                ErrorKind::Table,
+                format!("{} lacks column {column}, whose default it shows", file.path),
+            ));
+        }
+        Ok((Source { file, dead: Arc::new(dead), first }, Arc::new(reader)))
+    });
+    stream::iter(opened.collect::<Vec<_>>()).buffered(job.store.reads_at_once()).try_collect().await
+}
+
+/// The positions of the sort columns in the schema.
+fn sort_columns(job: &Job) -> Result<Vec<usize>> {
+    let fields = job.columns.schema.fields();
+    let position = |id: &i64| fields.iter().position(|field| field_id(field).map(i64::from) == Some(*id));
+    job.sort
+        .iter()
+        .map(|id| {
+            position(id)
+                .ok_or_else(|| Error::new(ErrorKind::Table, format!("the sort column {id} is not in the files")))
+        })
+        .collect()
+}
+
+/// Rows of all sources, each partition some of them, sorted where there is something to sort by.
+fn plan(
+    job: &Job,
+    sources: Vec<(Source, Arc<DataFileReader>)>,
+    sort: &[usize],
+    resources: &Resources,
+    batch_rows: usize,
+) -> Result<Arc<dyn ExecutionPlan>> {
+    let schema = with_helpers(&job.columns.schema);
+    let count = resources.threads.clamp(1, sources.len().max(1));
+    let mut parts: Vec<Vec<(Source, Arc<DataFileReader>)>> = vec![Vec::new(); count];
+    for (index, source) in sources.into_iter().enumerate() {
+        parts[index % count].push(source);
+    }
+    let partitions = parts.into_iter().map(|sources| {
+        let read = Arc::clone(&job.columns.schema);
+        let (schema, oldest) = (Arc::clone(&schema), job.oldest);
+        Arc::new(Partition { sources, read, schema, oldest, batch_rows }) as Arc<dyn PartitionStream>
+    });
+    let input: Arc<dyn ExecutionPlan> = Arc::new(
+        StreamingTableExec::try_new(Arc::clone(&schema), partitions.collect(), None, None, false, None)
+            .map_err(unwrap)?,
+    );
+    let order = sort.iter().map(|column| {
+        let column = Column::new(schema.field(*column).name(), *column);
+        PhysicalSortExpr::new(Arc::new(column), SortOptions { descending: false, nulls_first: false })
+    });
+    Ok(match LexOrdering::new(order) {
+        None if count == 1 => input,
+        None => Arc::new(CoalescePartitionsExec::new(input)),
+        Some(order) if count == 1 => Arc::new(SortExec::new(order, input)),
+        Some(order) => {
+            let sorted = SortExec::new(order.clone(), input).with_preserve_partitioning(true);
+            Arc::new(SortPreservingMergeExec::new(order, Arc::new(sorted)))
+        }
+    })
+}
+
+fn context(resources: &Resources, batch_rows: usize) -> Result<Arc<TaskContext>> {
+    let pool = resources.sort_pool();
+    let disk =
+        DiskManagerBuilder::default().with_mode(DiskManagerMode::Directories(vec![resources.spill_directory.clone()]));
+    let runtime = RuntimeEnvBuilder::new()
+        .with_memory_pool(Arc::new(FairSpillPool::new(pool)))
+        .with_disk_manager_builder(disk)
+        .build_arc()
+        .map_err(unwrap)?;
+    let config = SessionConfig::new()
+        .with_batch_size(batch_rows)
+        .with_target_partitions(resources.threads)
+        .with_sort_spill_reservation_bytes(pool / 8 / resources.threads.max(1));
+    Ok(Arc::new(TaskContext::default().with_session_config(config).with_runtime(runtime)))
+}
+
+/// The columns of the new files, then where a row comes from and when it was deleted.
+fn with_helpers(schema: &SchemaRef) -> SchemaRef {
+    let mut fields: Vec<_> = schema.fields().iter().cloned().collect();
+    fields.push(Arc::new(Field::new("origin", DataType::UInt32, false)));
+    fields.push(Arc::new(Field::new("deleted", DataType::Int64, true)));
+    Arc::new(Schema::new(fields))
+}
+
+/// Some of the sources, one after the other.
+struct Partition {
+    sources: Vec<(Source, Arc<DataFileReader>)>,
+    read: SchemaRef,
+    schema: SchemaRef,
+    oldest: i64,
+    batch_rows: usize,
+}
+
+impl fmt::Debug for Partition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} data files", self.sources.len())
+    }
+}
+
+impl PartitionStream for Partition {
+    fn schema(&self) -> &SchemaRef {
+        &self.schema
+    }
+
+    fn execute(&self, _: Arc<TaskContext>) -> SendableRecordBatchStream {
+        let (read, schema) = (Arc::clone(&self.read), Arc::clone(&self.schema));
+        let (oldest, batch_rows) = (self.oldest, self.batch_rows);
+        let rows = stream::iter(self.sources.clone())
+            .map(move |(source, reader)| {
+                read_source(source, &reader, &read, Arc::clone(&schema), oldest, batch_rows).map_err(wrap)
+            })
+            .try_flatten();
+        Box::pin(RecordBatchStreamAdapter::new(Arc::clone(&self.schema), rows))
+    }
+}
+
+/// The rows of one source under the plan's schema.
+fn read_source(
+    source: Source,
+    reader: &DataFileReader,
+    read: &SchemaRef,
+    schema: SchemaRef,
+    oldest: i64,
+    batch_rows: usize,
+) -> Result<impl Stream<Item = Result<RecordBatch, DataFusionError>> + use<>> {
+    let rows = reader.clone().with_batch_rows(batch_rows).read(Arc::clone(read), Rows::All)?;
+    let carried = (reader.has_column(ROW_ID), reader.has_column(SNAPSHOT_ID));
+    // The deletes are walked along with the rows.
+    let mut next_death = 0;
+    Ok(rows.map(move |batch| {
+        let batch = batch.map_err(|error| wrap(Error::from(error)))?;
+        complete(&source, &batch, carried, &schema, &mut next_death)
+            .and_then(|batch| drop_unreadable(&batch, oldest))
+            .context(|| source.file.path.clone())
+            .map_err(wrap)
+    }))
+}
+
+/// Gives each row its id, the snapshot that added it, its origin and the snapshot that deleted it.
+fn complete(
+    source: &Source,
+    batch: &PositionedBatch,
+    (row_ids, snapshots): (bool, bool),
+    schema: &SchemaRef,
+    next_death: &mut usize,
+) -> Result<RecordBatch> {
+    let mut columns: Vec<ArrayRef> = batch.batch.columns().to_vec();
+    let own = columns.len();
+    if !row_ids {
+        let first = source.file.row_id_start.ok_or_else(|| {
+            Error::new(ErrorKind::Table, "neither the file nor the catalog tells the ids of its rows")
+        })?;
+        columns[own - 2] =
+            Arc::new(batch.positions.iter().map(|position| first + *position as i64).collect::<Int64Array>());
+    }
+    if !snapshots {
+        columns[own - 1] = Arc::new(Int64Array::from_value(source.file.begin_snapshot, batch.positions.len()));
+    }
+    if columns[own - 2].null_count() + columns[own - 1].null_count() > 0 {
+        return Err(Error::new(ErrorKind::Table, "a row without its id or its snapshot"));
+    }
+    let first = source.first;
+    columns.push(Arc::new(batch.positions.iter().map(|position| first + *position as u32).collect::<UInt32Array>()));
+    let deaths = batch.positions.iter().map(|position| {
+        while source.dead.get(*next_death).is_some_and(|(dead, _)| dead < position) {
+            *next_death += 1;
+        }
+        source.dead.get(*next_death).filter(|(dead, _)| dead == position).map(|(_, snapshot)| *snapshot)
+    });
+    columns.push(Arc::new(deaths.collect::<Int64Array>()));
+    RecordBatch::try_new(Arc::clone(schema), columns).because(ErrorKind::Internal, mismatch)
+}
+
+/// Without the rows that no readable snapshot shows. A row that the oldest one deleted is part of its changes: it stays.
+fn drop_unreadable(batch: &RecordBatch, oldest: i64) -> Result<RecordBatch> {
+    let deaths = batch.column(batch.num_columns() - 1).as_primitive::<Int64Type>();
+    if deaths.null_count() == deaths.len() {
+        return Ok(batch.clone());
+    }
+    let kept: BooleanArray = deaths.iter().map(|death| Some(death.is_none_or(|snapshot| snapshot >= oldest))).collect();
+    filter_record_batch(batch, &kept).because(ErrorKind::Internal, mismatch)
+}
+
+/// The least and the greatest snapshot that added a row of the file, which its statistics tell.
+pub fn snapshots(file: &DataFile) -> Result<(i64, i64)> {
+    let stats = file.columns.iter().find(|column| column.field_id == SNAPSHOT_ID);
+    let bound = |text: Option<&String>| text.and_then(|text| text.parse::<i64>().ok());
+    stats
+        .and_then(|stats| bound(stats.min.as_ref()).zip(bound(stats.max.as_ref())))
+        .ok_or_else(|| Error::new(ErrorKind::Internal, format!("{} does not tell its snapshots", file.path)))
+}
+
+/// The sources by their ids.
+pub fn by_id(sources: &[Source]) -> HashMap<i64, usize> {
+    sources.iter().enumerate().map(|(index, source)| (source.file.data_file_id, index)).collect()
+}
+
+fn wrap(error: Error) -> DataFusionError {
+    DataFusionError::External(Box::new(error))
+}
+
+/// Our own error where it was one, on its way through a plan.
+fn unwrap(error: DataFusionError) -> Error {
+    match error {
+        DataFusionError::External(inner) => match inner.downcast::<Error>() {
+            Ok(own) => *own,
+            Err(other) => Error::new(ErrorKind::Internal, "the rewrite failed").caused_by(other),
+        },
+        DataFusionError::Context(_, inner) => unwrap(*inner),
+        DataFusionError::Shared(inner) => match Arc::try_unwrap(inner) {
+            Ok(inner) => unwrap(inner),
+            Err(inner) => Error::new(ErrorKind::Internal, "the rewrite failed").caused_by(inner),
+        },
+        DataFusionError::ResourcesExhausted(what) => {
+            Error::new(ErrorKind::Table, format!("the rewrite does not fit its memory: {what}"))
+                .remedy("raise compact.memory_limit")
+        }
+        other => Error::new(ErrorKind::Internal, "the rewrite failed").caused_by(other),
+    }
+}
+
+fn too_many() -> String {
+    "a group of more rows than one rewrite takes".into()
+}
+
+fn mismatch() -> String {
+    "rows do not fit their table".into()
+}

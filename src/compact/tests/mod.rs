@@ -1,0 +1,5 @@
+//! Compaction on real lakes of both kinds, with stock DuckDB as the judge.
+
+mod fuzz;
+mod promises;
+mod table;
