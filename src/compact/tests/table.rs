@@ -172,7 +172,7 @@ impl Table {
         self.versions.insert(snapshot, self.rows.clone());
     }
 
-    /// Stock DuckDB's own INSERT and DELETE, each in a transaction of its own.
+    /// Stock DuckDB's own INSERT and DELETE, each in a transaction of its own, and its CHECKPOINT.
     pub async fn native(&mut self, lab: &mut Lab, insert: (i64, Row), delete: &[i64]) {
         let name = self.sql_name();
         let (id, (s, v)) = insert.clone();
@@ -189,6 +189,8 @@ impl Table {
                 if !keys.is_empty() {
                     run(&format!("DELETE FROM {name} WHERE id IN ({keys})"));
                 }
+                // DuckLake's own maintenance: it keeps away from our tables, and may clean up what is long due.
+                connection.execute_batch("CHECKPOINT lake").unwrap();
                 snapshots
             })
             .await;
