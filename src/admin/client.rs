@@ -12,6 +12,7 @@ use super::protocol::{Answer, LONGEST_LINE, Request};
 use super::socket::{connect, socket_path};
 use crate::cli::status::StatusReport;
 use crate::error::{Because, Error, ErrorKind, Result};
+use crate::lsn::Lsn;
 
 /// How long an answer may take: a status waits for nothing, a copy for the flush that is under way.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -28,7 +29,32 @@ pub async fn copy_catalog(catalog: &Path) -> Result<Option<TempPath>> {
         .transpose()
 }
 
+/// Keeps the stream of the running sync from reading on; `None` where no sync is running there.
+pub async fn hold(catalog: &Path, patience: Duration) -> Result<Option<()>> {
+    let request = Request::Hold { patience: millis(patience) };
+    ask_within(catalog, request, patience + PATIENCE).await
+}
+
+/// Has the running sync end a flush at a position; the lake's snapshot that shows it. `None` where no sync is running there.
+pub async fn flush_at(catalog: &Path, lsn: Lsn, patience: Duration) -> Result<Option<i64>> {
+    let request = Request::FlushAt { lsn, patience: millis(patience) };
+    ask_within(catalog, request, patience + PATIENCE).await
+}
+
+/// Ends a hold.
+pub async fn release(catalog: &Path) -> Result<Option<()>> {
+    ask(catalog, Request::Release).await
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 async fn ask<T: DeserializeOwned>(catalog: &Path, request: Request) -> Result<Option<T>> {
+    ask_within(catalog, request, PATIENCE).await
+}
+
+async fn ask_within<T: DeserializeOwned>(catalog: &Path, request: Request, patience: Duration) -> Result<Option<T>> {
     let path = socket_path(catalog);
     let stream = match connect(&path).await {
         Ok(stream) => stream,
@@ -46,11 +72,11 @@ async fn ask<T: DeserializeOwned>(catalog: &Path, request: Request) -> Result<Op
                 .because(ErrorKind::Transient, || format!("the control socket {} can't be reached", path.display()));
         }
     };
-    let asked = tokio::time::timeout(PATIENCE, exchange(stream, request)).await;
+    let asked = tokio::time::timeout(patience, exchange(stream, request)).await;
     let line = match asked {
         Ok(line) => line.because(ErrorKind::Transient, || "the running sync did not answer".into())?,
         Err(_) => {
-            let seconds = PATIENCE.as_secs();
+            let seconds = patience.as_secs();
             return Err(Error::new(
                 ErrorKind::Transient,
                 format!("the running sync did not answer within {seconds} s"),

@@ -3,6 +3,8 @@
 //! A DuckDB file can be open in one process only. While `sync` holds a catalog file, `status` and `query` ask it through a Unix
 //! socket beside that file: for the status report, or for a consistent copy of the catalog to read on their own.
 //!
+//! `validate` has it end a flush at a position: `{"op":"hold","patience":…}`, then `{"op":"flush_at","lsn":…,"patience":…}`.
+//!
 //! The protocol is one JSON object a line: `{"op":"status"}` or `{"op":"copy_catalog"}`, answered by `{"ok":…}` or
 //! `{"error":{"message":…,"remedy":…}}`. It is for processes of the same user on the same machine.
 
@@ -14,6 +16,6 @@ mod socket;
 #[cfg(test)]
 mod tests;
 
-pub use client::{copy_catalog, status};
+pub use client::{copy_catalog, flush_at, hold, release, status};
 pub use server::{Handler, serve};
 pub use socket::{ControlSocket, socket_path};

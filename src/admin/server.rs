@@ -13,6 +13,7 @@ use super::protocol::{Answer, LONGEST_LINE, Request};
 use super::socket::ControlSocket;
 use crate::cli::status::StatusReport;
 use crate::error::{Because, ErrorKind, Result};
+use crate::sync::boundary::Boundary;
 
 /// Clients at the same time; more wait.
 const CLIENTS: usize = 16;
@@ -28,6 +29,8 @@ pub trait Handler: Send + Sync + 'static {
     async fn status(&self) -> Result<StatusReport>;
     /// Makes a consistent copy of the catalog file and says where; the client removes it.
     async fn copy_catalog(&self) -> Result<PathBuf>;
+    /// How others have a flush end at a position.
+    fn boundary(&self) -> &Boundary;
 }
 
 /// Answers clients until it is dropped. A client's mistakes and hang-ups end that client only.
@@ -73,6 +76,16 @@ async fn answer(mut stream: UnixStream, handler: &impl Handler) -> Result<()> {
                 let copied = handler.copy_catalog().await;
                 made = copied.as_ref().ok().cloned();
                 json(&Answer::from(copied))?
+            }
+            Ok(Request::Hold { patience }) => {
+                json(&Answer::from(handler.boundary().hold(Duration::from_millis(patience)).await))?
+            }
+            Ok(Request::FlushAt { lsn, patience }) => {
+                json(&Answer::from(handler.boundary().flush_at(lsn, Duration::from_millis(patience)).await))?
+            }
+            Ok(Request::Release) => {
+                handler.boundary().release();
+                json(&Answer::Ok(()))?
             }
             Err(error) => json(&Answer::<()>::Error { message: format!("no request: {error}"), remedy: None })?,
         };

@@ -10,9 +10,12 @@ use super::*;
 use crate::cli::status::StatusReport;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lsn::Lsn;
+use crate::sync::boundary::Boundary;
 
+#[derive(Default)]
 struct Fixed {
     copy: Option<PathBuf>,
+    boundary: Boundary,
 }
 
 #[async_trait]
@@ -26,6 +29,10 @@ impl Handler for Fixed {
         let path = self.copy.clone().ok_or_else(|| Error::new(ErrorKind::Transient, "no room").remedy("make room"))?;
         std::fs::write(&path, "copy").unwrap();
         Ok(path)
+    }
+
+    fn boundary(&self) -> &Boundary {
+        &self.boundary
     }
 }
 
@@ -47,7 +54,7 @@ async fn answers_over_paths_of_any_length() {
         let socket = ControlSocket::bind(&catalog).await.unwrap();
         let mode = std::fs::metadata(socket_path(&catalog)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        let server = tokio::spawn(serve(socket, Fixed { copy: Some(copy.clone()) }));
+        let server = tokio::spawn(serve(socket, Fixed { copy: Some(copy.clone()), ..Fixed::default() }));
 
         let report = status(&catalog).await.unwrap().unwrap();
         assert_eq!((report.pipeline.as_str(), report.lag_bytes), ("shop", Some(1)));
@@ -73,7 +80,7 @@ async fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
     drop(std::os::unix::net::UnixListener::bind(socket_path(&catalog)).unwrap());
     assert!(status(&catalog).await.unwrap().is_none());
     let socket = ControlSocket::bind(&catalog).await.unwrap();
-    let server = tokio::spawn(serve(socket, Fixed { copy: None }));
+    let server = tokio::spawn(serve(socket, Fixed::default()));
     let error = ControlSocket::bind(&catalog).await.unwrap_err();
     assert!(error.to_string().contains("another sync is running"), "{error}");
     assert!(status(&catalog).await.unwrap().is_some(), "the live socket must stay");
@@ -89,7 +96,7 @@ async fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
 async fn errors_and_bad_clients_end_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let catalog = folder.path().join("c.ducklake");
-    let server = tokio::spawn(serve(ControlSocket::bind(&catalog).await.unwrap(), Fixed { copy: None }));
+    let server = tokio::spawn(serve(ControlSocket::bind(&catalog).await.unwrap(), Fixed::default()));
 
     let error = copy_catalog(&catalog).await.unwrap_err();
     assert!(error.to_string().contains("no room"), "{error}");
@@ -113,5 +120,20 @@ async fn errors_and_bad_clients_end_nothing() {
     }
     assert!(status(&catalog).await.unwrap().is_some());
     drop(idle);
+    server.abort();
+}
+
+#[tokio::test]
+async fn a_hold_without_a_stream_ends_by_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let catalog = folder.path().join("c.ducklake");
+    let short = std::time::Duration::from_millis(50);
+    assert!(hold(&catalog, short).await.unwrap().is_none(), "no sync is running");
+    let server = tokio::spawn(serve(ControlSocket::bind(&catalog).await.unwrap(), Fixed::default()));
+    let error = hold(&catalog, short).await.unwrap_err();
+    assert!(error.to_string().contains("not under way"), "{error}");
+    let error = flush_at(&catalog, Lsn(7), short).await.unwrap_err();
+    assert!(error.to_string().contains("did not reach 0/7"), "{error}");
+    release(&catalog).await.unwrap().unwrap();
     server.abort();
 }

@@ -12,6 +12,7 @@ use super::arguments::QueryArguments;
 use super::catalog_copy::CatalogCopy;
 use super::check::CheckReport;
 use super::status::{StatusReport, TableStatus};
+use super::sync_point;
 use crate::admin::{self, ControlSocket, Handler};
 use crate::config::{CatalogLocation, Config};
 use crate::error::{Because, Error, ErrorKind, Result};
@@ -20,6 +21,7 @@ use crate::lake::{Lake, LakeSettings, PipelineRow, PipelineState};
 use crate::source::session::Session;
 use crate::source::settings::SourceSettings;
 use crate::source::{publication, slot};
+use crate::sync::boundary::Boundary;
 use crate::sync::progress::Progress;
 use crate::sync::{self, RunOptions};
 
@@ -69,19 +71,22 @@ pub(super) async fn sync(
     shutdown: watch::Receiver<bool>,
 ) -> Result<SyncOutcome> {
     let (opened, lake) = oneshot::channel();
-    let control = tokio::spawn(control(config.clone(), Arc::clone(&progress), lake));
-    let options = RunOptions { once, resnapshot };
-    let outcome = sync::run(&config, options, progress, shutdown, opened).await;
+    let boundary = Arc::new(Boundary::default());
+    let control = tokio::spawn(control(config.clone(), Arc::clone(&progress), Arc::clone(&boundary), lake));
+    let options = RunOptions { once, resnapshot, until: None };
+    let outcome = sync::run(&config, options, progress, boundary, shutdown, opened).await;
     control.abort();
     Ok(SyncOutcome { errored_tables: outcome?.errored_tables })
 }
 
-/// Answers `status` and `query` while this process holds the catalog's file.
-async fn control(config: Config, progress: Arc<Progress>, lake: oneshot::Receiver<Lake>) {
-    let CatalogLocation::File(catalog) = config.lake.catalog.clone() else { return };
+/// Answers `status`, `query` and `validate` while this process holds the catalog's file; `validate` alone on another catalog.
+async fn control(config: Config, progress: Arc<Progress>, boundary: Arc<Boundary>, lake: oneshot::Receiver<Lake>) {
     let Ok(lake) = lake.await else { return };
+    let CatalogLocation::File(catalog) = config.lake.catalog.clone() else {
+        return sync_point::answer(&lake, &config.name, &boundary).await;
+    };
     match ControlSocket::bind(&catalog).await {
-        Ok(socket) => admin::serve(socket, Control { config, progress, lake }).await,
+        Ok(socket) => admin::serve(socket, Control { config, progress, boundary, lake }).await,
         Err(error) => tracing::warn!(%error, "`status` and `query` can't reach this process"),
     }
 }
@@ -89,6 +94,7 @@ async fn control(config: Config, progress: Arc<Progress>, lake: oneshot::Receive
 struct Control {
     config: Config,
     progress: Arc<Progress>,
+    boundary: Arc<Boundary>,
     lake: Lake,
 }
 
@@ -112,6 +118,10 @@ impl Handler for Control {
             return Err(error);
         }
         Ok(copy)
+    }
+
+    fn boundary(&self) -> &Boundary {
+        &self.boundary
     }
 }
 

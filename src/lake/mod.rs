@@ -32,6 +32,8 @@ mod pipeline;
 pub mod query;
 mod query_output;
 mod redaction;
+mod registered;
+mod requests;
 mod script;
 pub mod select_guard;
 mod session;
@@ -58,6 +60,11 @@ pub use create::NewTable;
 pub use files::{LiveDelete, LiveFile, LiveFiles};
 pub use marker::{LakeStore, MARKER};
 pub use pipeline::{Fence, NewPipeline, PipelineChange, PipelineRow, PipelineState};
+pub use registered::{
+    CatalogFieldColumn, FileStatistics, Registered, RegisteredDelete, RegisteredFile, TableColumnStatistics,
+    TableStatistics, UploadRow,
+};
+pub use requests::{RequestRow, RequestState};
 pub use settings::{CatalogLocation, LakeSettings};
 pub use table::{FieldId, LakeColumn, LakeTable, TableRow, TableState};
 
