@@ -15,6 +15,7 @@
 //! * [`sync`]: the net change of each table at a source commit boundary, when to flush, the life of a table.
 //! * `duckpipe_storage`: record batches to Parquet objects in a bucket or a folder.
 //! * [`lake`]: data files, deleted positions and the applied LSN to one DuckLake snapshot.
+//! * [`validate`]: whether the files are what the catalog says, and the lake what the source is.
 //! * [`config`], [`cli`] and [`admin`]: the surfaces.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
@@ -32,6 +33,8 @@ pub mod batch;
 pub mod sync;
 
 pub mod lake;
+
+pub mod validate;
 
 pub mod admin;
 pub mod cli;
