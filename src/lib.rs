@@ -16,6 +16,7 @@
 //! * `duckpipe_storage`: record batches to Parquet objects in a bucket or a folder.
 //! * [`lake`]: data files, deleted positions and the applied LSN to one DuckLake snapshot.
 //! * [`compact`]: fewer and larger files, and no more history than asked for; DataFusion plans over the lake's files.
+//! * [`validate`]: whether the files are what the catalog says, and the lake what the source is.
 //! * [`config`], [`cli`] and [`admin`]: the surfaces.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
@@ -35,6 +36,7 @@ pub mod sync;
 pub mod lake;
 
 pub mod compact;
+pub mod validate;
 
 pub mod admin;
 pub mod cli;

@@ -20,4 +20,5 @@ mod prefix_consistency;
 mod slot_progress;
 mod stopped_table;
 mod types;
+mod validation;
 mod values;

@@ -13,6 +13,7 @@ use super::socket::{connect, socket_path};
 use crate::cli::status::StatusReport;
 use crate::compact;
 use crate::error::{Because, Error, ErrorKind, Result};
+use crate::lsn::Lsn;
 
 /// How long an answer may take: a status waits for nothing, a copy for the flush that is under way.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -32,6 +33,27 @@ pub async fn copy_catalog(catalog: &Path) -> Result<Option<TempPath>> {
     let path: Option<PathBuf> = ask(catalog, Request::CopyCatalog, Some(PATIENCE)).await?;
     path.map(|path| TempPath::try_from_path(path).because(ErrorKind::Internal, || "the sync named no path".into()))
         .transpose()
+}
+
+/// Keeps the stream of the running sync from reading on; `None` where no sync is running there.
+pub async fn hold(catalog: &Path, patience: Duration) -> Result<Option<()>> {
+    let request = Request::Hold { patience: millis(patience) };
+    ask(catalog, request, Some(patience + PATIENCE)).await
+}
+
+/// Has the running sync end a flush at a position; the lake's snapshot that shows it. `None` where no sync is running there.
+pub async fn flush_at(catalog: &Path, lsn: Lsn, patience: Duration) -> Result<Option<i64>> {
+    let request = Request::FlushAt { lsn, patience: millis(patience) };
+    ask(catalog, request, Some(patience + PATIENCE)).await
+}
+
+/// Ends a hold.
+pub async fn release(catalog: &Path) -> Result<Option<()>> {
+    ask(catalog, Request::Release, Some(PATIENCE)).await
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Without `patience` it waits until the sync answers or ends.

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::compact;
 use crate::error::{Error, ErrorKind};
+use crate::lsn::Lsn;
 
 /// The longest line that either side reads, in bytes: a report of some ten thousand tables.
 pub(super) const LONGEST_LINE: u64 = 16 << 20;
@@ -18,6 +19,20 @@ pub(super) enum Request {
     CopyCatalog,
     /// A pass of compaction.
     Compact(compact::Request),
+    /// The stream shall read no further for so long.
+    Hold {
+        /// Milliseconds.
+        patience: u64,
+    },
+    /// The stream shall end a flush at this position; answered with the lake's snapshot that shows it.
+    FlushAt {
+        /// The position.
+        lsn: Lsn,
+        /// Milliseconds that the client waits.
+        patience: u64,
+    },
+    /// The stream shall go on as ever.
+    Release,
 }
 
 /// What the server answers.

@@ -14,6 +14,7 @@ use super::socket::ControlSocket;
 use crate::cli::status::StatusReport;
 use crate::compact;
 use crate::error::{Because, ErrorKind, Result};
+use crate::sync::boundary::Boundary;
 
 /// Clients at the same time; more wait.
 const CLIENTS: usize = 16;
@@ -31,6 +32,8 @@ pub trait Handler: Send + Sync + 'static {
     async fn copy_catalog(&self) -> Result<PathBuf>;
     /// A pass of compaction.
     async fn compact(&self, request: &compact::Request) -> Result<compact::Report>;
+    /// How others have a flush end at a position.
+    fn boundary(&self) -> &Boundary;
 }
 
 /// Answers clients until it is dropped. A client's mistakes and hang-ups end that client only.
@@ -78,6 +81,16 @@ async fn answer(mut stream: UnixStream, handler: &impl Handler) -> Result<()> {
                 json(&Answer::from(copied))?
             }
             Ok(Request::Compact(request)) => json(&Answer::from(handler.compact(&request).await))?,
+            Ok(Request::Hold { patience }) => {
+                json(&Answer::from(handler.boundary().hold(Duration::from_millis(patience)).await))?
+            }
+            Ok(Request::FlushAt { lsn, patience }) => {
+                json(&Answer::from(handler.boundary().flush_at(lsn, Duration::from_millis(patience)).await))?
+            }
+            Ok(Request::Release) => {
+                handler.boundary().release();
+                json(&Answer::Ok(()))?
+            }
             Err(error) => json(&Answer::<()>::Error { message: format!("no request: {error}"), remedy: None })?,
         };
         text.push('\n');

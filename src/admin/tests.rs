@@ -10,9 +10,12 @@ use super::*;
 use crate::cli::status::StatusReport;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lsn::Lsn;
+use crate::sync::boundary::Boundary;
 
+#[derive(Default)]
 struct Fixed {
     copy: Option<PathBuf>,
+    boundary: Boundary,
 }
 
 #[async_trait]
@@ -30,6 +33,10 @@ impl Handler for Fixed {
 
     async fn compact(&self, request: &crate::compact::Request) -> Result<crate::compact::Report> {
         Ok(crate::compact::Report { dry_run: request.dry_run, snapshots_expired: 7, ..Default::default() })
+    }
+
+    fn boundary(&self) -> &Boundary {
+        &self.boundary
     }
 }
 
@@ -51,7 +58,7 @@ async fn answers_over_paths_of_any_length() {
         let socket = ControlSocket::bind(&catalog).await.unwrap();
         let mode = std::fs::metadata(socket_path(&catalog)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        let server = tokio::spawn(serve(socket, Fixed { copy: Some(copy.clone()) }));
+        let server = tokio::spawn(serve(socket, Fixed { copy: Some(copy.clone()), ..Fixed::default() }));
 
         let report = status(&catalog).await.unwrap().unwrap();
         assert_eq!((report.pipeline.as_str(), report.lag_bytes), ("shop", Some(1)));
@@ -77,7 +84,7 @@ async fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
     drop(std::os::unix::net::UnixListener::bind(socket_path(&catalog)).unwrap());
     assert!(status(&catalog).await.unwrap().is_none());
     let socket = ControlSocket::bind(&catalog).await.unwrap();
-    let server = tokio::spawn(serve(socket, Fixed { copy: None }));
+    let server = tokio::spawn(serve(socket, Fixed::default()));
     let error = ControlSocket::bind(&catalog).await.unwrap_err();
     assert!(error.to_string().contains("another sync is running"), "{error}");
     assert!(status(&catalog).await.unwrap().is_some(), "the live socket must stay");
@@ -93,7 +100,7 @@ async fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
 async fn errors_and_bad_clients_end_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let catalog = folder.path().join("c.ducklake");
-    let server = tokio::spawn(serve(ControlSocket::bind(&catalog).await.unwrap(), Fixed { copy: None }));
+    let server = tokio::spawn(serve(ControlSocket::bind(&catalog).await.unwrap(), Fixed::default()));
 
     let error = copy_catalog(&catalog).await.unwrap_err();
     assert!(error.to_string().contains("no room"), "{error}");
@@ -126,8 +133,23 @@ async fn a_pass_of_compaction_is_asked_for_with_its_options() {
     let catalog = folder.path().join("c.ducklake");
     let request = crate::compact::Request { table: Some("public.t".into()), dry_run: true };
     assert_eq!(compact(&catalog, &request).await.unwrap(), None, "nobody is there");
-    let server = tokio::spawn(serve(ControlSocket::bind(&catalog).await.unwrap(), Fixed { copy: None }));
+    let server = tokio::spawn(serve(ControlSocket::bind(&catalog).await.unwrap(), Fixed::default()));
     let report = compact(&catalog, &request).await.unwrap().unwrap();
     assert!(report.dry_run && report.snapshots_expired == 7);
+    server.abort();
+}
+
+#[tokio::test]
+async fn a_hold_without_a_stream_ends_by_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let catalog = folder.path().join("c.ducklake");
+    let short = std::time::Duration::from_millis(50);
+    assert!(hold(&catalog, short).await.unwrap().is_none(), "no sync is running");
+    let server = tokio::spawn(serve(ControlSocket::bind(&catalog).await.unwrap(), Fixed::default()));
+    let error = hold(&catalog, short).await.unwrap_err();
+    assert!(error.to_string().contains("not under way"), "{error}");
+    let error = flush_at(&catalog, Lsn(7), short).await.unwrap_err();
+    assert!(error.to_string().contains("did not reach 0/7"), "{error}");
+    release(&catalog).await.unwrap().unwrap();
     server.abort();
 }

@@ -72,6 +72,8 @@ pub(super) enum Command {
     Query(QueryArguments),
     /// Merge small files, drop what nobody can read any more, expire old snapshots; works beside a running sync
     Compact(CompactArguments),
+    /// Prove that the lake is equal to the source, or with --files that its files are what the catalog says
+    Validate(ValidateArguments),
 }
 
 #[derive(Debug, Args)]
@@ -169,6 +171,43 @@ pub(super) struct QueryArguments {
     /// The query's own threads
     #[arg(long, value_name = "COUNT", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(super) threads: u16,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ValidateArguments {
+    /// Hold all files against the catalog instead of the lake against the source
+    #[arg(long)]
+    pub(super) files: bool,
+    /// Only this table
+    #[arg(long, value_name = "SCHEMA.TABLE")]
+    pub(super) table: Option<String>,
+    /// Read so many percent of the source's pages only, such as 5%; what only the lake has is not found then
+    #[arg(long, value_name = "PERCENT", value_parser = parse_percent, conflicts_with = "files")]
+    pub(super) sample: Option<f64>,
+    /// Rows that differ and are shown, per table
+    #[arg(long, value_name = "COUNT", default_value_t = 20, conflicts_with = "files")]
+    pub(super) max_diffs: u16,
+    /// Connections that read the source at the same time
+    #[arg(long, value_name = "COUNT", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=64), conflicts_with = "files")]
+    pub(super) source_connections: u8,
+    /// The longest that the source may take for one part of a table (32 MiB)
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = parse_duration, conflicts_with = "files")]
+    pub(super) statement_timeout: Duration,
+    /// The longest wait for a position that both sides show
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = parse_duration, conflicts_with = "files")]
+    pub(super) timeout: Duration,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// `5%` or `5`: more than 0, 100 at most.
+fn parse_percent(text: &str) -> Result<f64, String> {
+    let number = text.trim().trim_end_matches('%').trim();
+    match number.parse::<f64>() {
+        Ok(percent) if percent > 0.0 && percent <= 100.0 => Ok(percent),
+        _ => Err("say a percentage above 0, such as 5%".into()),
+    }
 }
 
 impl Arguments {

@@ -12,6 +12,7 @@ use super::arguments::{CompactArguments, QueryArguments};
 use super::catalog_copy::{self, CatalogCopy};
 use super::check::CheckReport;
 use super::status::{StatusReport, TableStatus};
+use super::sync_point;
 use crate::admin::{self, ControlSocket, Handler};
 use crate::compact::{self, Compactor};
 use crate::config::{CatalogLocation, Config};
@@ -21,6 +22,7 @@ use crate::lake::{Lake, LakeSettings, PipelineRow, PipelineState};
 use crate::source::session::Session;
 use crate::source::settings::SourceSettings;
 use crate::source::{publication, slot};
+use crate::sync::boundary::Boundary;
 use crate::sync::progress::Progress;
 use crate::sync::{self, RunOptions};
 
@@ -70,9 +72,11 @@ pub(super) async fn sync(
     shutdown: watch::Receiver<bool>,
 ) -> Result<SyncOutcome> {
     let (opened, lake) = oneshot::channel();
-    let beside = tokio::spawn(beside(config.clone(), Arc::clone(&progress), lake, !once, shutdown.clone()));
-    let options = RunOptions { once, resnapshot };
-    let outcome = sync::run(&config, options, progress, shutdown, opened).await;
+    let boundary = Arc::new(Boundary::default());
+    let shown = (Arc::clone(&progress), Arc::clone(&boundary));
+    let beside = tokio::spawn(beside(config.clone(), shown, lake, !once, shutdown.clone()));
+    let options = RunOptions { once, resnapshot, until: None };
+    let outcome = sync::run(&config, options, progress, boundary, shutdown, opened).await;
     beside.abort();
     Ok(SyncOutcome { errored_tables: outcome?.errored_tables })
 }
@@ -80,7 +84,7 @@ pub(super) async fn sync(
 /// What goes on beside the stream: compaction, and answers to other commands while this process holds the catalog's file.
 async fn beside(
     config: Config,
-    progress: Arc<Progress>,
+    (progress, boundary): (Arc<Progress>, Arc<Boundary>),
     lake: oneshot::Receiver<Lake>,
     scheduled: bool,
     stop: watch::Receiver<bool>,
@@ -94,16 +98,16 @@ async fn beside(
         }
     };
     let CatalogLocation::File(catalog) = config.lake.catalog.clone() else {
-        // Anybody else can open the catalog; the compaction lives as long as this.
-        return std::future::pending().await;
+        // Anybody else can open the catalog; only `validate` wants something of the stream. The compaction lives as long as this.
+        return sync_point::answer(&lake, &config.name, &boundary).await;
     };
     if let Err(error) = catalog_copy::remove_abandoned(&catalog) {
         tracing::warn!(%error, "old copies of the catalog beside it can't be removed");
     }
     match ControlSocket::bind(&catalog).await {
-        Ok(socket) => admin::serve(socket, Control { config, progress, lake, compaction }).await,
+        Ok(socket) => admin::serve(socket, Control { config, progress, boundary, lake, compaction }).await,
         Err(error) => {
-            tracing::warn!(%error, "`status`, `query` and `compact` can't reach this process");
+            tracing::warn!(%error, "`status`, `query`, `compact` and `validate` can't reach this process");
             std::future::pending().await
         }
     }
@@ -112,6 +116,7 @@ async fn beside(
 struct Control {
     config: Config,
     progress: Arc<Progress>,
+    boundary: Arc<Boundary>,
     lake: Lake,
     compaction: Option<compact::Background>,
 }
@@ -140,6 +145,10 @@ impl Handler for Control {
             Some(compaction) => compaction.pass(request).await,
             None => Err(Error::new(ErrorKind::Internal, "this sync has no thread to compact with; its log says why")),
         }
+    }
+
+    fn boundary(&self) -> &Boundary {
+        &self.boundary
     }
 }
 

@@ -18,7 +18,9 @@ mod redact;
 mod report;
 mod signals;
 pub mod status;
+mod sync_point;
 pub(crate) mod text;
+mod validation;
 
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
@@ -30,6 +32,8 @@ use crate::error::{Because, Error, ErrorKind, Result};
 use arguments::{Arguments, Command, LogFormat};
 use exit::exit;
 
+/// The exit code where a validation found something.
+const DIFFERENT: u8 = 3;
 /// The exit code where a run finished but a table is errored.
 const TABLE_ERRORED: u8 = 5;
 
@@ -115,6 +119,21 @@ fn run(arguments: &Arguments) -> Result<u8> {
                 print(&report.render())?;
             }
             Ok(0)
+        }
+        Command::Validate(validate) => {
+            let config = Config::load(&arguments.overrides())?;
+            let shutdown = signals::listen()?;
+            let report = block_on(validation::shown(&config, validate, shutdown))??;
+            if validate.json {
+                print_json(&report)?;
+            } else {
+                print(&report.render())?;
+            }
+            Ok(match report.findings.is_empty() {
+                false => DIFFERENT,
+                true if report.tables.iter().any(|table| table.errored) => TABLE_ERRORED,
+                true => 0,
+            })
         }
     }
 }

@@ -8,12 +8,16 @@ use crate::sql::literal;
 const VERSION: i64 = 1;
 
 /// The tables of [`VERSION`].
-const TABLES: [&str; 4] = [
+const TABLES: [&str; 5] = [
     include_str!("../../schemas/duckpipe_format.sql"),
     include_str!("../../schemas/duckpipe_pipeline.sql"),
     include_str!("../../schemas/duckpipe_table.sql"),
     include_str!("../../schemas/duckpipe_upload.sql"),
+    REQUESTS,
 ];
+
+/// Not in the first catalogs of this version; a program that does not know it does not need it.
+const REQUESTS: &str = include_str!("../../schemas/duckpipe_request.sql");
 
 /// Indexes on DuckLake's own tables.
 const INDEXES: &str = include_str!("../../schemas/postgres_indexes.sql");
@@ -21,7 +25,14 @@ const INDEXES: &str = include_str!("../../schemas/postgres_indexes.sql");
 /// Makes the tables where they are missing, and returns the catalog's id.
 pub(crate) fn prepare(session: &Session) -> Result<String> {
     if session.has_table("duckpipe_format")? {
-        return check(session);
+        let catalog_id = check(session)?;
+        if !session.has_table("duckpipe_request")? {
+            session.locked_transaction(|session| match session.has_table("duckpipe_request")? {
+                true => Ok(()),
+                false => session.write(&in_catalog(session, REQUESTS)),
+            })?;
+        }
+        return Ok(catalog_id);
     }
     session.transaction(|session| {
         // duckpipe_format is not there yet to be locked; two first starts meet at DuckLake's own table.
@@ -31,7 +42,7 @@ pub(crate) fn prepare(session: &Session) -> Result<String> {
         }
         let tables = session.tables();
         for table in TABLES {
-            session.write(&table.replace("CREATE TABLE ", &format!("CREATE TABLE {tables}.")))?;
+            session.write(&in_catalog(session, table))?;
         }
         let catalog_id = uuid::Uuid::now_v7().to_string();
         session.write(&format!(
@@ -41,6 +52,10 @@ pub(crate) fn prepare(session: &Session) -> Result<String> {
         index(session)?;
         Ok(catalog_id)
     })
+}
+
+fn in_catalog(session: &Session, table: &str) -> String {
+    table.replace("CREATE TABLE ", &format!("CREATE TABLE {}.", session.tables()))
 }
 
 /// Makes the indexes where the tables are ours: a lake that another role has made works without them, only slower.

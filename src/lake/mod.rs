@@ -34,7 +34,9 @@ mod pipeline;
 pub mod query;
 mod query_output;
 mod redaction;
+mod registered;
 mod replace;
+mod requests;
 mod retention;
 mod script;
 pub mod select_guard;
@@ -69,7 +71,12 @@ pub use files::{LiveDelete, LiveFile, LiveFiles};
 pub use maintenance::{HEARTBEAT, Maintenance, MaintenanceLog};
 pub use marker::{LakeStore, MARKER};
 pub use pipeline::{Fence, NewPipeline, PipelineChange, PipelineRow, PipelineState};
+pub use registered::{
+    CatalogFieldColumn, FileStatistics, Registered, RegisteredDelete, RegisteredFile, TableColumnStatistics,
+    TableStatistics, UploadRow,
+};
 pub use replace::{Replaced, Replacement, RewrittenDelete, RewrittenFile};
+pub use requests::{RequestRow, RequestState};
 pub use retention::Scheduled;
 pub use settings::{CatalogLocation, LakeSettings};
 pub use table::{FieldId, LakeColumn, LakeTable, TableRow, TableState};

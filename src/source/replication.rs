@@ -94,6 +94,15 @@ impl ReplicationConnection {
     /// Waits until every transaction that is open in the source has ended. Being dropped while it waits leaves no slot
     /// behind, once the server has noticed.
     pub async fn create_slot(&mut self, slot: &str) -> Result<CreatedSlot> {
+        self.create(slot, "").await
+    }
+
+    /// The same with a slot that ends with this connection: a snapshot whose position is known.
+    pub async fn create_temporary_slot(&mut self, slot: &str) -> Result<CreatedSlot> {
+        self.create(slot, "TEMPORARY ").await
+    }
+
+    async fn create(&mut self, slot: &str, kind: &str) -> Result<CreatedSlot> {
         const WHAT: &str = "Creating the replication slot";
         // So that the server sees a client that has gone while it waits for other transactions, and gives the slot up. The
         // second statement arms the timer, which the command that creates the slot would not do; it rearms itself.
@@ -103,7 +112,8 @@ impl ReplicationConnection {
             Err(error) => return Err(error.into_error(WHAT)),
         }
         // The form that versions before 15 know too; later ones still take it.
-        let command = format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput EXPORT_SNAPSHOT", sql::identifier(slot));
+        let command =
+            format!("CREATE_REPLICATION_SLOT {} {kind}LOGICAL pgoutput EXPORT_SNAPSHOT", sql::identifier(slot));
         let create = self.wire.query(&command);
         let mut create = std::pin::pin!(create);
         let rows = loop {

@@ -91,3 +91,30 @@ pub async fn drop(session: &Session, name: &str) -> Result<()> {
         }
     }
 }
+
+/// A transaction that keeps a new slot from its consistent point.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenTransaction {
+    /// The server's process, or the name of a prepared transaction, with what is known of it, for messages.
+    pub description: String,
+    /// How long it has been open.
+    pub age: Duration,
+}
+
+/// The oldest transaction that has written; a new slot waits for its end. `None` where there is none.
+pub async fn oldest_writer(session: &Session) -> Result<Option<OpenTransaction>> {
+    let query = "SELECT 'the source''s process ' || pid || coalesce(' of ' || usename, '') || \
+                 coalesce(' (' || nullif(application_name, '') || ')', '') || coalesce(', ' || state, '') || \
+                 coalesce(': ' || left(nullif(query, ''), 100), ''), \
+                 extract(epoch FROM clock_timestamp() - xact_start)::float8 FROM pg_stat_activity \
+                 WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() \
+                 UNION ALL SELECT 'the prepared transaction ' || gid || ' of ' || owner, \
+                 extract(epoch FROM clock_timestamp() - prepared)::float8 FROM pg_prepared_xacts \
+                 ORDER BY 2 DESC NULLS LAST LIMIT 1";
+    let row = session.client().query_opt(query, &[]).await;
+    let row = row.map_err(|error| from_client(error, "Reading the open transactions"))?;
+    Ok(row.map(|row| OpenTransaction {
+        description: row.get(0),
+        age: Duration::from_secs_f64(row.get::<_, Option<f64>>(1).unwrap_or_default().max(0.0)),
+    }))
+}

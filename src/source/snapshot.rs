@@ -69,6 +69,13 @@ impl SnapshotReader {
         Ok(SnapshotReader { wire: begin(settings, snapshot).await?, in_copy: false })
     }
 
+    /// Lets the server end each later COPY that takes longer.
+    pub async fn limit(&mut self, timeout: std::time::Duration) -> Result<()> {
+        let set = format!("SET statement_timeout = {}", timeout.as_millis());
+        let done = self.wire.query(&set).await;
+        done.map(drop).map_err(|error| error.into_error("Limiting a session's statements"))
+    }
+
     /// Copies columns of a table, or of a range of its pages, as COPY (FORMAT binary) sends them. Only the table's own
     /// rows, not those of tables that inherit from it. The ranges need not lie within the table, and the one that ends
     /// at `u32::MAX` has no end.

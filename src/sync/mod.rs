@@ -5,6 +5,7 @@
 //!
 //! Start with [`run`]; then [`stream`] and [`flush`].
 
+pub mod boundary;
 pub mod change_log;
 pub use crate::failpoint;
 pub mod fill;

@@ -26,6 +26,7 @@ use crate::source::snapshot::SnapshotHolder;
 use crate::source::table::SourceTable;
 use crate::source::{publication, slot};
 
+use super::boundary::Boundary;
 use super::failpoint::failpoint;
 use super::flush::SyncTable;
 use super::pipeline::{Budget, Pipeline};
@@ -42,6 +43,8 @@ pub struct RunOptions {
     pub once: bool,
     /// Copy all tables anew.
     pub resnapshot: bool,
+    /// Stop at exactly this position, which is not past the source's present one.
+    pub until: Option<Lsn>,
 }
 
 /// How a run ended.
@@ -60,7 +63,8 @@ const PREDECESSOR_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Makes the lake equal to the source and keeps it so, until stopped; with `once`, up to the source's present position.
 ///
-/// `opened` gets the lake as soon as it is open, so that others can ask it through this process.
+/// `opened` gets the lake as soon as it is open, so that others can ask it through this process; `boundary` is how they have
+/// a flush end at a position.
 ///
 /// # Errors
 /// As [`ErrorKind`] says; before the first write for every precondition that does not hold.
@@ -68,12 +72,13 @@ pub async fn run(
     config: &Config,
     options: RunOptions,
     progress: Arc<Progress>,
+    boundary: Arc<Boundary>,
     stop: watch::Receiver<bool>,
     opened: oneshot::Sender<Lake>,
 ) -> Result<Outcome> {
     let mut told = stop.clone();
     let (runner, ready) = tokio::select! {
-        begun = begin(config, options, progress, stop, opened) => begun?,
+        begun = begin(config, options, (progress, boundary), stop, opened) => begun?,
         // What is waited for here, a lock or the end of a long transaction in the source, may last for hours. Nothing of an
         // unfinished copy is used; the next start begins it anew.
         Ok(_) = told.wait_for(|told| *told) => {
@@ -96,7 +101,7 @@ pub async fn run(
 async fn begin(
     config: &Config,
     options: RunOptions,
-    progress: Arc<Progress>,
+    (progress, boundary): (Arc<Progress>, Arc<Boundary>),
     stop: watch::Receiver<bool>,
     opened: oneshot::Sender<Lake>,
 ) -> Result<(Runner<'_>, Option<Ready>)> {
@@ -105,7 +110,10 @@ async fn begin(
     prepare::check_server(&session).await?;
     let mut replication = ReplicationConnection::connect(&settings).await?;
     let identity = replication.identify_system().await?;
-    let until = prepare::target_position(&session, options.once).await?;
+    let until = match options.until {
+        Some(until) => Some(until),
+        None => prepare::target_position(&session, options.once).await?,
+    };
     let published = publication::find(&session, &config.source.publication).await?;
     let chosen = prepare::choose_tables(&session, config, published.as_ref().map(|p| p.name.as_str())).await?;
     take_turn(&session, &config.source.slot).await?;
@@ -130,7 +138,7 @@ async fn begin(
     // Nobody may be interested.
     let _ = opened.send(lake.clone());
 
-    let runner = Runner { config, options, settings, session, store, lake, budget, progress, stop, identity };
+    let runner = Runner { config, options, settings, session, store, lake, budget, progress, boundary, stop, identity };
     let ready = match row {
         Some(row) if row.state == PipelineState::Streaming && !options.resnapshot => {
             if row.slot != config.source.slot || row.publication != config.source.publication {
@@ -219,6 +227,7 @@ struct Runner<'a> {
     lake: Lake,
     budget: Budget,
     progress: Arc<Progress>,
+    boundary: Arc<Boundary>,
     stop: watch::Receiver<bool>,
     identity: Identity,
 }
@@ -566,6 +575,7 @@ impl Runner<'_> {
             flush_interval: self.config.sync.flush_interval,
             on_unrepresentable: self.config.sync.on_unrepresentable,
             until,
+            boundary: Arc::clone(&self.boundary),
             attempts: self.options.once.then_some(ATTEMPTS_ONCE),
         };
         // Tables that catch up are level with the others where the source was when the stream began.

@@ -3,6 +3,8 @@
 //! Receiving and flushing go on side by side, one flush at a time. What is confirmed to the slot was durable in the catalog
 //! before; a position is taken over only where every transaction up to it is.
 
+mod cut;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,10 +23,12 @@ use crate::lsn::Lsn;
 use crate::source::table::SourceTable;
 use crate::source::wal_stream::{WalChunk, WalMessage, WalStream};
 
+use super::boundary::Boundary;
 use super::change_log::ChangeLog;
 use super::failpoint::failpoint;
 use super::flush::{Flush, SyncTable, flush};
 use super::pipeline::Pipeline;
+use cut::Cut;
 
 /// How a stream is to run.
 pub struct StreamOptions {
@@ -32,8 +36,10 @@ pub struct StreamOptions {
     pub flush_interval: Duration,
     /// What to do with a value that its lake type can't hold.
     pub on_unrepresentable: OnUnrepresentable,
-    /// Stop once everything up to this position is durable.
+    /// Stop once everything up to this position is durable, and nothing after it.
     pub until: Option<Lsn>,
+    /// Who else may want a flush to end at a position.
+    pub boundary: Arc<Boundary>,
     /// How often a flush is tried when store or catalog fail; `None`: for ever.
     pub attempts: Option<u32>,
 }
@@ -59,6 +65,8 @@ struct StreamTable {
     log: ChangeLog,
     /// Events of complete transactions; those after belong to the open one.
     committed: u64,
+    /// Those of them that the flush to a boundary takes, while the stream has a [`Cut`].
+    cut: u64,
     /// Why the table stands still, until the catalog knows.
     failed: Option<Failure>,
 }
@@ -92,6 +100,7 @@ impl StreamTable {
         self.log = ChangeLog::new(self.table.layout.key.clone());
         self.builder = ChangeBuilder::new(Arc::clone(&self.table.layout), self.on_unrepresentable);
         self.committed = 0;
+        self.cut = 0;
         self.failed = Some(failure);
     }
 }
@@ -120,6 +129,9 @@ pub struct Stream {
     /// Indexes of `tables` that the open transaction changed.
     touched: Vec<u32>,
     waiting: Option<Waiting>,
+    /// The position at which a flush must end.
+    boundary: Option<Lsn>,
+    cut: Option<Cut>,
     /// Everything that committed up to here was received.
     received: Lsn,
     applied: Lsn,
@@ -151,13 +163,16 @@ impl Stream {
                     builder: ChangeBuilder::new(Arc::clone(&table.layout), options.on_unrepresentable),
                     log: ChangeLog::new(table.layout.key.clone()),
                     committed: 0,
+                    cut: 0,
                     failed: None,
                 };
                 (table.oid, stream)
             })
             .collect();
-        Stream {
+        let mut stream = Stream {
             pipeline,
+            boundary: options.until,
+            cut: None,
             options,
             wal,
             tables,
@@ -170,7 +185,9 @@ impl Stream {
             state,
             level_at,
             in_flight: None,
-        }
+        };
+        stream.cross(applied);
+        stream
     }
 
     /// Runs until the wanted position is durable, or until told to stop; returns the applied position.
@@ -200,12 +217,18 @@ impl Stream {
             if *stop.borrow() {
                 return self.wind_up().await;
             }
+            let changed = self.options.boundary.subscribe();
+            let holds = self.mind_wish();
             if self.in_flight.is_none() {
                 self.record_failures().await?;
-                if self.flush_is_due() {
-                    self.start_flush()?;
-                } else if self.advance_is_due() {
-                    self.advance().await?;
+                self.finish_cut().await?;
+                // What came after a run's end is not its business.
+                if !self.is_done() {
+                    if self.flush_is_due() {
+                        self.start_flush()?;
+                    } else if self.advance_is_due() {
+                        self.advance().await?;
+                    }
                 }
                 if self.state == TableState::Catchup && self.applied >= self.level_at {
                     self.finish_catchup().await?;
@@ -219,7 +242,7 @@ impl Stream {
                 // What is left in memory belongs to the open transaction alone.
                 self.spill()?;
             }
-            let reads = !(full && self.in_flight.is_some());
+            let reads = !(holds || full && self.in_flight.is_some());
             let due = self.waiting.map(|w| w.since + self.options.flush_interval);
             tokio::select! {
                 chunk = self.wal.next(), if reads => match chunk? {
@@ -232,13 +255,14 @@ impl Stream {
                 }
                 () = sleep_until(due), if due.is_some() && self.in_flight.is_none() => {}
                 _ = tick.tick() => self.on_tick(),
+                () = changed => {}
                 _ = stop.changed() => {}
             }
         }
     }
 
     fn on_tick(&self) {
-        if self.options.until.is_some_and(|until| self.received < until) || self.received == self.applied {
+        if self.boundary.is_some_and(|boundary| self.received < boundary) || self.received == self.applied {
             self.wal.request_keepalive();
         }
         self.pipeline.progress.received(self.received);
@@ -263,6 +287,7 @@ impl Stream {
                 }
                 WalMessage::Keepalive { wal_end, .. } if !self.in_transaction => {
                     self.received = self.received.max(wal_end);
+                    self.cross(self.received);
                 }
                 WalMessage::Keepalive { .. } => {}
             }
@@ -276,6 +301,7 @@ impl Stream {
                 self.in_transaction = true;
                 // Transactions come in commit order: all that committed before this one's commit record were received.
                 self.received = self.received.max(final_lsn);
+                self.cross(self.received);
             }
             Message::Commit { end_lsn, commit_ts, .. } => self.commit(end_lsn, commit_ts),
             Message::Insert { oid, new } => self.change(oid, |t, relation| t.builder.insert(relation, &new))?,
@@ -337,6 +363,9 @@ impl Stream {
 
     fn commit(&mut self, end_lsn: Lsn, commit_ts: i64) {
         self.in_transaction = false;
+        if self.boundary.is_some_and(|boundary| boundary < end_lsn) {
+            self.cross(end_lsn);
+        }
         self.received = self.received.max(end_lsn);
         let mut changed = false;
         for oid in self.touched.drain(..) {
@@ -348,12 +377,14 @@ impl Stream {
         // An applied transaction may come again after a reconnect, before the slot's own position; it must not count twice.
         if end_lsn <= self.applied {
             self.forget_up_to(end_lsn);
+            self.cross(self.received);
             return;
         }
         if changed || self.waiting.is_some() {
             let since = self.waiting.map_or_else(Instant::now, |w| w.since);
             self.waiting = Some(Waiting { lsn: end_lsn, commit_ts, since });
         }
+        self.cross(self.received);
     }
 
     /// Drops what an already applied transaction brought.
@@ -364,6 +395,7 @@ impl Stream {
             table.builder = ChangeBuilder::new(Arc::clone(&table.table.layout), table.on_unrepresentable);
             table.log = ChangeLog::new(table.table.layout.key.clone());
             table.committed = 0;
+            table.cut = 0;
         }
     }
 
@@ -379,6 +411,9 @@ impl Stream {
     // --- flushing ----------------------------------------------------------------------------------------------------
 
     fn flush_is_due(&self) -> bool {
+        if let Some(cut) = &self.cut {
+            return cut.waiting.is_some();
+        }
         let Some(waiting) = self.waiting else { return false };
         waiting.since.elapsed() >= self.options.flush_interval
             || self.memory() >= self.pipeline.budget.buffer
@@ -386,13 +421,22 @@ impl Stream {
     }
 
     fn start_flush(&mut self) -> Result<()> {
-        let Some(waiting) = self.waiting.take() else { return Ok(()) };
+        let cut = self.cut.is_some();
+        let waiting = match &mut self.cut {
+            Some(cut) => cut.waiting.take(),
+            None => self.waiting.take(),
+        };
+        let Some(waiting) = waiting else { return Ok(()) };
         let mut logs = Vec::new();
-        for table in self.tables.values_mut().filter(|t| t.failed.is_none() && t.committed > 0) {
+        for table in self.tables.values_mut().filter(|t| t.failed.is_none()) {
+            let events = if cut { std::mem::take(&mut table.cut) } else { table.committed };
+            if events == 0 {
+                continue;
+            }
             table.seal()?;
-            let open = table.log.split_off(table.committed);
-            logs.push((Arc::clone(&table.table), std::mem::replace(&mut table.log, open)));
-            table.committed = 0;
+            let later = table.log.split_off(events);
+            logs.push((Arc::clone(&table.table), std::mem::replace(&mut table.log, later)));
+            table.committed -= events;
         }
         let flush = Flush {
             follows: self.applied,
@@ -425,7 +469,7 @@ impl Stream {
     }
 
     fn advance_is_due(&self) -> bool {
-        let idle = self.waiting.is_none() && self.received > self.applied;
+        let idle = self.waiting.is_none() && self.cut.is_none() && self.received > self.applied;
         let reached = self.options.until.is_some_and(|until| self.received >= until)
             || self.state == TableState::Catchup && self.received >= self.level_at;
         idle && (reached || self.advanced_at.elapsed() >= ADVANCE_INTERVAL)
@@ -433,7 +477,10 @@ impl Stream {
 
     /// Takes over the position of a source that has nothing for this pipeline.
     async fn advance(&mut self) -> Result<()> {
-        let position = self.received;
+        self.advance_to(self.received).await
+    }
+
+    async fn advance_to(&mut self, position: Lsn) -> Result<()> {
         self.pipeline.lake.advance(&self.pipeline.fence, position).await?;
         self.applied = position;
         self.advanced_at = Instant::now();
@@ -470,7 +517,10 @@ impl Stream {
         loop {
             if self.in_flight.is_none() {
                 self.record_failures().await?;
-                if self.waiting.is_some() {
+                if self.cut.is_some_and(|cut| cut.waiting.is_none()) {
+                    self.cut = None;
+                }
+                if self.cut.is_some() || self.waiting.is_some() {
                     self.start_flush()?;
                 }
             }

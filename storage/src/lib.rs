@@ -44,6 +44,6 @@ pub use error::{BoxError, Result, StorageError};
 pub use fields::{FieldId, field_id, with_field_ids};
 pub use reader::{DataFileReader, PositionedBatch, PositionedStream, Rows};
 pub use settings::{S3Settings, SecretText};
-pub use stats::ColumnStats;
+pub use stats::{ColumnStats, StatsCollector};
 pub use stats_text::value_text;
 pub use store::{Store, StoredObject};

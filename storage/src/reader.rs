@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 
 use arrow::array::{Array, ArrayRef, RecordBatch, RecordBatchOptions, new_null_array};
 use arrow::compute::{CastOptions, cast_with_options};
-use arrow::datatypes::{Schema, SchemaRef};
+use arrow::datatypes::{Fields, Schema, SchemaRef};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::{FutureExt, Stream, StreamExt};
@@ -21,6 +21,7 @@ use parquet::arrow::async_reader::{
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{PageIndexPolicy, ParquetMetaDataReader};
 
+use crate::encoder::footer_bytes;
 use crate::error::{Result, StorageError};
 use crate::fields::{field_id, require_field_id};
 use crate::store::Store;
@@ -34,6 +35,8 @@ const BATCH_ROWS: usize = 8192;
 #[derive(Clone)]
 pub struct DataFileReader {
     url: String,
+    bytes: u64,
+    footer_bytes: u64,
     input: ParquetObjectReader,
     metadata: ArrowReaderMetadata,
     /// The lake's column id to the index of the file's top-level column.
@@ -67,6 +70,8 @@ impl DataFileReader {
         let url = store.url(path);
         let tail = Tail::read(store, path).await?;
         let size = tail.size;
+        let footer_bytes = footer_bytes(&tail.bytes)
+            .map_err(|_| StorageError::invalid(url.as_str(), "the file does not end as a Parquet file"))?;
         let input = store.parquet(path)?.with_file_size(size);
         let failed = |cause| StorageError::Parquet { url: url.clone(), cause };
         let footer = ParquetMetaDataReader::new()
@@ -86,7 +91,7 @@ impl DataFileReader {
         if columns.is_empty() && !fields.is_empty() {
             return Err(StorageError::invalid(url, "no column of the file carries a column id"));
         }
-        Ok(DataFileReader { url, input, metadata, columns, batch_rows: BATCH_ROWS })
+        Ok(DataFileReader { url, bytes: size, footer_bytes, input, metadata, columns, batch_rows: BATCH_ROWS })
     }
 
     /// Reads batches of at most so many rows.
@@ -101,6 +106,21 @@ impl DataFileReader {
         let groups = self.metadata.metadata().row_groups();
         let bytes: u64 = groups.iter().map(|group| u64::try_from(group.total_byte_size()).unwrap_or_default()).sum();
         bytes / self.rows().max(1)
+    }
+
+    /// The file's size in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The size of its Parquet footer in bytes.
+    pub fn footer_bytes(&self) -> u64 {
+        self.footer_bytes
+    }
+
+    /// The file's top-level columns as it has them, with their column ids: see [`field_id`](crate::field_id).
+    pub fn fields(&self) -> &Fields {
+        self.metadata.schema().fields()
     }
 
     /// The rows of each row group.

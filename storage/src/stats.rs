@@ -35,9 +35,9 @@ pub struct ColumnStats {
     pub contains_nan: Option<bool>,
 }
 
-/// The statistics of one file, growing batch by batch.
+/// The statistics of one file's columns, growing batch by batch.
 #[derive(Debug)]
-pub(crate) struct StatsCollector {
+pub struct StatsCollector {
     columns: Vec<Leaf>,
 }
 
@@ -61,17 +61,19 @@ enum Bounds {
 }
 
 impl StatsCollector {
-    pub(crate) fn new<'a>(fields: impl IntoIterator<Item = &'a Arc<Field>>) -> Result<StatsCollector> {
+    /// For columns of these fields, which carry their ids.
+    pub fn new<'a>(fields: impl IntoIterator<Item = &'a Arc<Field>>) -> Result<StatsCollector> {
         let columns = fields.into_iter().map(|field| Leaf::new(field)).collect::<Result<_>>()?;
         Ok(StatsCollector { columns })
     }
 
-    pub(crate) fn add(&mut self, columns: &[ArrayRef]) -> Result<()> {
+    /// Adds a batch's columns, in the order of the fields.
+    pub fn add(&mut self, columns: &[ArrayRef]) -> Result<()> {
         self.columns.iter_mut().zip(columns).try_for_each(|(leaf, array)| leaf.add(array))
     }
 
     /// `bytes`: the compressed size of each leaf column, in order.
-    pub(crate) fn finish(self, bytes: &[u64]) -> Vec<ColumnStats> {
+    pub fn finish(self, bytes: &[u64]) -> Vec<ColumnStats> {
         self.columns.into_iter().zip(bytes).map(|(leaf, bytes)| leaf.finish(*bytes)).collect()
     }
 }

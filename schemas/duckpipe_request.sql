@@ -1,0 +1,17 @@
+-- What `validate` asks of a pipeline's running `sync`: to let the lake show one position of the source exactly. At most one
+-- row per pipeline. It is void once changed_at is longer ago than patience_ms. A catalog in a DuckDB file does not use it.
+CREATE TABLE duckpipe_request (
+    pipeline VARCHAR PRIMARY KEY,
+    -- A UUID.
+    id VARCHAR NOT NULL,
+    -- hold -> holding -> flush -> reached, or failed from anywhere. validate writes hold and flush, sync the others.
+    state VARCHAR NOT NULL,
+    -- The position, from flush on.
+    lsn VARCHAR,
+    -- The lake's snapshot that shows it, once reached.
+    snapshot_id BIGINT,
+    -- Why it failed.
+    message VARCHAR,
+    patience_ms BIGINT NOT NULL,
+    changed_at TIMESTAMPTZ NOT NULL
+);

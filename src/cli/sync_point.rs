@@ -1,0 +1,243 @@
+//! How `validate` has the lake show one source position exactly: through the `sync` that runs, wherever it can be asked, else by a
+//! run of its own.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::{oneshot, watch};
+use uuid::Uuid;
+
+use super::catalog_copy::CatalogCopy;
+use super::engine::CATALOG_MEMORY;
+use crate::admin;
+use crate::config::{CatalogLocation, Config};
+use crate::error::{Error, ErrorKind, Result};
+use crate::lake::{Lake, LakeSettings, PipelineState, RequestRow, RequestState};
+use crate::lsn::Lsn;
+use crate::source::session::Session;
+use crate::source::settings::SourceSettings;
+use crate::sync::boundary::Boundary;
+use crate::sync::progress::Progress;
+use crate::sync::{self, RunOptions};
+use crate::validate::SyncPoint;
+
+/// How often a row in the catalog is looked at.
+const POLL: Duration = Duration::from_millis(150);
+
+/// The way to the pipeline's `sync`, or in its place.
+pub(super) struct ThroughSync<'a> {
+    config: &'a Config,
+    shutdown: watch::Receiver<bool>,
+    way: Mutex<Way>,
+    /// Lives as long as the lake that was opened from it.
+    copy: Mutex<Option<CatalogCopy>>,
+}
+
+#[derive(Clone)]
+enum Way {
+    /// Not yet known.
+    Unknown,
+    /// The control socket beside the catalog's file.
+    Socket(PathBuf),
+    /// A row in the Postgres catalog.
+    Row { lake: Lake, id: String },
+    /// No sync is running.
+    Own,
+}
+
+impl<'a> ThroughSync<'a> {
+    pub(super) fn new(config: &'a Config, shutdown: watch::Receiver<bool>) -> Self {
+        ThroughSync { config, shutdown, way: Mutex::new(Way::Unknown), copy: Mutex::new(None) }
+    }
+
+    fn way(&self) -> Way {
+        self.way.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn go(&self, way: Way) {
+        *self.way.lock().unwrap_or_else(PoisonError::into_inner) = way;
+    }
+
+    /// The lake, read-only: the catalog itself where it can be shared, else a copy.
+    pub(super) async fn open_lake(&self) -> Result<Lake> {
+        let catalog = match &self.config.lake.catalog {
+            CatalogLocation::File(file) => {
+                let copy = CatalogCopy::of(file).await?;
+                let path = copy.path();
+                *self.copy.lock().unwrap_or_else(PoisonError::into_inner) = Some(copy);
+                CatalogLocation::File(path)
+            }
+            shared => shared.clone(),
+        };
+        Lake::open(&LakeSettings { catalog, ..self.config.lake_settings(CATALOG_MEMORY, true) }).await
+    }
+
+    /// Brings the lake to the position by a run that stops there.
+    async fn catch_up(&self, lsn: Lsn) -> Result<()> {
+        // A pipeline that was never copied is not to be copied by the way.
+        let lake = self.open_lake().await?;
+        let row = lake.pipeline(&self.config.name).await?;
+        lake.shutdown().await;
+        if row.is_none_or(|row| row.state != PipelineState::Streaming) {
+            return Err(Error::new(
+                ErrorKind::Precondition,
+                format!("the lake holds no complete copy of the pipeline {}", self.config.name),
+            )
+            .remedy("run `duckpipe sync` first"));
+        }
+        tracing::info!(%lsn, "no sync is running; catching up");
+        let (opened, _) = oneshot::channel();
+        let options = RunOptions { once: true, resnapshot: false, until: Some(lsn) };
+        let boundary = Arc::new(Boundary::default());
+        sync::run(self.config, options, Progress::new(), boundary, self.shutdown.clone(), opened).await?;
+        if *self.shutdown.borrow() {
+            return Err(Error::new(ErrorKind::Transient, "stopped before the lake had caught up"));
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl SyncPoint for ThroughSync<'_> {
+    async fn hold(&self, patience: Duration) -> Result<()> {
+        match &self.config.lake.catalog {
+            CatalogLocation::File(file) => {
+                self.go(Way::Socket(file.clone()));
+                let deadline = tokio::time::Instant::now() + patience;
+                while admin::hold(file, patience).await?.is_none() {
+                    if !sync_runs(self.config).await? {
+                        self.go(Way::Own);
+                        break;
+                    }
+                    // One that is starting answers soon.
+                    if tokio::time::Instant::now() >= deadline {
+                        return Err(Error::new(ErrorKind::Transient, "a sync is running, but does not answer")
+                            .context(format!("the control socket of {}", file.display()))
+                            .remedy("run this command on the machine, and as the user, that runs sync"));
+                    }
+                    tokio::time::sleep(POLL).await;
+                }
+            }
+            CatalogLocation::Postgres { .. } => {
+                if !sync_runs(self.config).await? {
+                    self.go(Way::Own);
+                    return Ok(());
+                }
+                let lake = Lake::open(&self.config.lake_settings(CATALOG_MEMORY, false)).await?;
+                let id = Uuid::new_v4().to_string();
+                if !lake.place_request(&self.config.name, &id, patience).await? {
+                    return Err(Error::new(ErrorKind::Transient, "another `duckpipe validate` is under way")
+                        .remedy("wait for its end"));
+                }
+                self.go(Way::Row { lake: lake.clone(), id: id.clone() });
+                follow(&lake, &self.config.name, &id, RequestState::Hold).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn reach(&self, lsn: Lsn, patience: Duration) -> Result<(Lake, i64)> {
+        match self.way() {
+            Way::Socket(file) => {
+                let Some(snapshot) = admin::flush_at(&file, lsn, patience).await? else {
+                    return Err(Error::new(ErrorKind::Transient, "the sync ended meanwhile").remedy("try again"));
+                };
+                Ok((self.open_lake().await?, snapshot))
+            }
+            Way::Row { lake, id } => {
+                let wanted = RequestRow {
+                    id: id.clone(),
+                    state: RequestState::Flush,
+                    lsn: Some(lsn),
+                    snapshot: None,
+                    message: None,
+                    patience,
+                };
+                lake.move_request(&self.config.name, RequestState::Holding, &wanted).await?;
+                let reached = follow(&lake, &self.config.name, &id, RequestState::Flush).await;
+                lake.withdraw_request(&self.config.name, &id).await?;
+                let snapshot = reached?.snapshot.unwrap_or_default();
+                lake.shutdown().await;
+                Ok((self.open_lake().await?, snapshot))
+            }
+            Way::Own | Way::Unknown => {
+                self.catch_up(lsn).await?;
+                let lake = self.open_lake().await?;
+                let snapshot = lake.latest_snapshot().await?;
+                match lake.pipeline(&self.config.name).await?.and_then(|row| row.lsn) {
+                    Some(at) if at >= lsn => Ok((lake, snapshot)),
+                    at => Err(Error::new(
+                        ErrorKind::Transient,
+                        format!("the lake is at {}, not yet at {lsn}", at.unwrap_or_default()),
+                    )),
+                }
+            }
+        }
+    }
+
+    async fn release(&self) {
+        let ended = match self.way() {
+            Way::Socket(file) => admin::release(&file).await.map(drop),
+            Way::Row { lake, id } => lake.withdraw_request(&self.config.name, &id).await,
+            Way::Own | Way::Unknown => Ok(()),
+        };
+        if let Err(error) = ended {
+            tracing::debug!(%error, "the hold ends by itself");
+        }
+    }
+}
+
+/// Whether a `sync` holds the pipeline's lock in the source. The answer's own session ends with it.
+async fn sync_runs(config: &Config) -> Result<bool> {
+    let session = Session::connect(&SourceSettings::parse(&config.source.url)?).await?;
+    Ok(!session.try_lock(&format!("duckpipe:{}", config.source.slot)).await?)
+}
+
+/// Waits until the request has left the state, which is an error where it failed or became void.
+async fn follow(lake: &Lake, pipeline: &str, id: &str, from: RequestState) -> Result<RequestRow> {
+    loop {
+        match lake.request(pipeline).await? {
+            Some(row) if row.id == id && row.state == from => tokio::time::sleep(POLL).await,
+            Some(row) if row.id == id && row.state != RequestState::Failed => return Ok(row),
+            Some(RequestRow { id: other, message: Some(message), .. }) if other == id => {
+                return Err(Error::new(ErrorKind::Transient, message).context("the running sync"));
+            }
+            _ => {
+                return Err(Error::new(ErrorKind::Transient, "the running sync did not answer in time")
+                    .remedy("`duckpipe status` shows it; it may be of an earlier version"));
+            }
+        }
+    }
+}
+
+/// The running sync's side on a Postgres catalog: carries requests to the stream, for ever.
+pub(super) async fn answer(lake: &Lake, pipeline: &str, boundary: &Boundary) {
+    loop {
+        tokio::time::sleep(POLL).await;
+        if let Err(error) = answer_one(lake, pipeline, boundary).await {
+            // The catalog's own troubles are met, and told, by the flushes.
+            tracing::debug!(%error, "requests can't be read");
+            tokio::time::sleep(POLL * 10).await;
+        }
+    }
+}
+
+async fn answer_one(lake: &Lake, pipeline: &str, boundary: &Boundary) -> Result<()> {
+    let Some(row) = lake.request(pipeline).await? else { return Ok(()) };
+    let failed =
+        |error: Error| RequestRow { state: RequestState::Failed, message: Some(error.to_string()), ..row.clone() };
+    let answer = match (row.state, row.lsn) {
+        (RequestState::Hold, _) => match boundary.hold(row.patience).await {
+            Ok(()) => RequestRow { state: RequestState::Holding, ..row.clone() },
+            Err(error) => failed(error),
+        },
+        (RequestState::Flush, Some(lsn)) => match boundary.flush_at(lsn, row.patience).await {
+            Ok(snapshot) => RequestRow { state: RequestState::Reached, snapshot: Some(snapshot), ..row.clone() },
+            Err(error) => failed(error),
+        },
+        _ => return Ok(()),
+    };
+    lake.move_request(pipeline, row.state, &answer).await
+}

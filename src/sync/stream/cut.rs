@@ -1,0 +1,75 @@
+//! Ending a flush at a position: the logs are cut where the stream crosses it.
+
+use super::{Stream, Waiting};
+use crate::error::Result;
+use crate::lsn::Lsn;
+use crate::sync::boundary::Wish;
+
+/// Everything up to a boundary was received. What came after waits until the lake shows the boundary.
+#[derive(Clone, Copy)]
+pub(super) struct Cut {
+    /// What of it is yet to be flushed.
+    pub(super) waiting: Option<Waiting>,
+}
+
+impl Stream {
+    /// Takes note of what somebody else wants of this stream; says whether it must not read now.
+    pub(super) fn mind_wish(&mut self) -> bool {
+        match self.options.boundary.wish() {
+            Wish::Nothing if self.boundary != self.options.until && self.cut.is_none() => {
+                self.boundary = self.options.until;
+                false
+            }
+            Wish::Nothing => false,
+            Wish::Hold => {
+                self.options.boundary.holding();
+                true
+            }
+            Wish::FlushAt(lsn) => {
+                if self.boundary == Some(lsn) || self.cut.is_some() {
+                    return false;
+                }
+                if self.received > lsn {
+                    self.options.boundary.missed(lsn, self.received);
+                    return false;
+                }
+                // A run's own end that lies before is reached first.
+                if self.options.until.is_none_or(|until| lsn < until) {
+                    self.boundary = Some(lsn);
+                    self.cross(self.received);
+                }
+                false
+            }
+        }
+    }
+
+    /// All transactions that end at or before `position` were received, and none after it: cuts the logs, where that is
+    /// at or past the boundary.
+    pub(super) fn cross(&mut self, position: Lsn) {
+        if self.cut.is_some() || self.boundary.is_none_or(|boundary| position < boundary) {
+            return;
+        }
+        for table in self.tables.values_mut() {
+            table.cut = table.committed;
+        }
+        self.cut = Some(Cut { waiting: self.waiting.take() });
+    }
+
+    /// Says that the lake shows the boundary, once its flush is done.
+    pub(super) async fn finish_cut(&mut self) -> Result<()> {
+        let (Some(lsn), Some(Cut { waiting: None })) = (self.boundary, self.cut) else { return Ok(()) };
+        // What was received since, and changes nothing here, may count as shown too.
+        let position = if self.waiting.is_none() { self.received } else { lsn };
+        if position > self.applied {
+            self.advance_to(position).await?;
+        }
+        if self.options.boundary.wish() == Wish::FlushAt(lsn) {
+            let snapshot = self.pipeline.lake.latest_snapshot().await?;
+            self.options.boundary.reached(lsn, snapshot);
+        }
+        self.cut = None;
+        self.boundary = self.options.until.filter(|until| *until > lsn);
+        self.cross(self.received);
+        Ok(())
+    }
+}
