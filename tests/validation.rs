@@ -378,10 +378,11 @@ fn a_timeout_names_the_transaction_that_is_waited_for() {
     }
 }
 
-/// Nothing is found where nothing is wrong, while rows of all tables change all the time and `sync` goes on.
+/// Nothing is found where nothing is wrong, while rows of all tables change all the time, and `sync` goes on and compacts.
 fn under_load(name: &str, combination: Combination, default_seed: u64) {
     let seed = seed(name, default_seed);
-    let scenario = Scenario::new(name, combination, TABLES);
+    let compacting = format!("{TABLES}\n[compact]\ninterval = \"500ms\"\nmin_files = 2\n");
+    let scenario = Scenario::new(name, combination, &compacting);
     workload::create(&scenario.source, 2000);
     scenario.duckpipe.sync_once().expect(0);
     let mut sync = scenario.duckpipe.sync();
@@ -400,6 +401,7 @@ fn under_load(name: &str, combination: Combination, default_seed: u64) {
     }
     assert_eq!(positions.len(), runs, "each at a position of its own");
     assert!(sync.runs(), "{}", sync.tail());
+    assert!(sync.output().contains("compacted"), "{}", sync.tail());
     let written = writer.stop();
     assert!(written > 100, "only {written} transactions");
     sync.wait_for_lsn(scenario.source.lsn(), Duration::from_secs(60));
