@@ -1,7 +1,6 @@
 //! The lake's files against the catalog.
 
 use std::collections::{HashMap, HashSet};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use duckpipe_storage::Store;
@@ -41,7 +40,7 @@ pub async fn check_files(
         Ok(chosen) => (chosen, None),
         Err(error) => (Vec::new(), Some(format!("keys were not looked at, as the source does not tell them: {error}"))),
     };
-    let spill = spill_directory();
+    let spill = crate::sync::spill_directory();
     let room = Room { memory: usize::try_from(config.sync.memory_limit / 4).unwrap_or(usize::MAX), spill: &spill };
     for row in &rows {
         let Some(table_id) = row.table_id else { continue };
@@ -253,13 +252,4 @@ async fn orphans(store: &Store, stored: &[String], registered: &Registered) -> R
         }
     }
     Ok(orphans)
-}
-
-/// Where keys go that exceed the memory: not `/tmp`, which is memory itself on many machines.
-fn spill_directory() -> PathBuf {
-    match std::env::var_os("TMPDIR") {
-        Some(directory) => directory.into(),
-        None if Path::new("/var/tmp").is_dir() => "/var/tmp".into(),
-        None => std::env::temp_dir(),
-    }
 }

@@ -14,10 +14,7 @@ use tokio::task::JoinSet;
 use super::finding::{Finding, FindingKind};
 use super::is_broken_file;
 use crate::error::{Because, Error, ErrorKind, Result};
-use crate::lake::{Registered, RegisteredDelete, RegisteredFile};
-
-/// DuckLake's reserved field id of the snapshot that added a row, in a file that holds rows of several.
-const SNAPSHOT_ID: i32 = 2_147_483_539;
+use crate::lake::{Registered, RegisteredDelete, RegisteredFile, SNAPSHOT_ID};
 
 /// A data file as a snapshot shows it.
 #[derive(Clone, Debug)]
