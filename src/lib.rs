@@ -15,7 +15,8 @@
 //! * [`sync`]: the net change of each table at a source commit boundary, when to flush, the life of a table.
 //! * `duckpipe_storage`: record batches to Parquet objects in a bucket or a folder.
 //! * [`lake`]: data files, deleted positions and the applied LSN to one DuckLake snapshot.
-//! * [`compact`]: fewer and larger files, and no more history than asked for; DataFusion plans over the lake's files.
+//! * [`plan`]: DataFusion's operators over rows that we read ourselves: sorted in bounded memory.
+//! * [`compact`]: fewer and larger files, and no more history than asked for.
 //! * [`validate`]: whether the files are what the catalog says, and the lake what the source is.
 //! * [`config`], [`cli`] and [`admin`]: the surfaces.
 
@@ -34,6 +35,8 @@ pub mod batch;
 pub mod sync;
 
 pub mod lake;
+
+pub mod plan;
 
 pub mod compact;
 pub mod validate;

@@ -14,23 +14,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Int64Array, RecordBatch, UInt32Array};
-use arrow::compute::{SortOptions, filter_record_batch};
+use arrow::compute::filter_record_batch;
 use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef, UInt32Type};
-use datafusion::error::DataFusionError;
-use datafusion::execution::SendableRecordBatchStream;
-use datafusion::execution::TaskContext;
-use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
-use datafusion::execution::memory_pool::FairSpillPool;
-use datafusion::execution::runtime_env::RuntimeEnvBuilder;
-use datafusion::physical_expr::expressions::Column;
-use datafusion::physical_expr::{LexOrdering, PhysicalSortExpr};
-use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
-use datafusion::physical_plan::sorts::sort::SortExec;
-use datafusion::physical_plan::sorts::sort_preserving_merge::SortPreservingMergeExec;
-use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
-use datafusion::physical_plan::streaming::{PartitionStream, StreamingTableExec};
-use datafusion::physical_plan::{ExecutionPlan, execute_stream};
-use datafusion::prelude::SessionConfig;
+use datafusion_common::DataFusionError;
+use datafusion_execution::{SendableRecordBatchStream, TaskContext};
+use datafusion_physical_plan::stream::RecordBatchStreamAdapter;
+use datafusion_physical_plan::streaming::PartitionStream;
 use duckpipe_storage::{
     DataFile, DataFileOptions, DataFileReader, DataFileWriter, PositionedBatch, Rows, Store, UploadLog, field_id,
     read_delete_file,
@@ -40,6 +29,7 @@ use futures::{Stream, StreamExt, TryStreamExt, stream};
 use crate::error::{Because, Error, ErrorKind, Result, ResultExt};
 use crate::lake::store::store_error;
 use crate::lake::{CompactionSchema, LiveDelete, ROW_ID, SNAPSHOT_ID, SourceFile};
+use crate::plan::{Room, rows_of};
 
 /// Rows of a row group, as DuckDB writes them.
 const ROW_GROUP_ROWS: usize = 122_880;
@@ -179,8 +169,10 @@ pub async fn rewrite(job: Job, resources: &Resources) -> Result<Rewritten> {
     let known: Vec<Source> = sources.iter().map(|(source, _)| source.clone()).collect();
     let width = job.columns.schema.fields().len();
     let sort = sort_columns(&job)?;
-    let plan = plan(&job, sources, &sort, resources, batch_rows)?;
-    let mut input = execute_stream(plan, context(resources, batch_rows)?).map_err(unwrap)?;
+    let schema = with_helpers(&job.columns.schema);
+    let room = Room { memory: resources.sort_pool(), batch_rows, spill_directory: resources.spill_directory.clone() };
+    let parts = partitions(&job, sources, &schema, resources.threads, batch_rows);
+    let mut input = rows_of(parts, &schema, &sort, &room).map_err(unwrap)?;
 
     let total: u64 = known.iter().map(|source| source.file.bytes).sum();
     let options = DataFileOptions {
@@ -273,58 +265,25 @@ fn sort_columns(job: &Job) -> Result<Vec<usize>> {
         .collect()
 }
 
-/// Rows of all sources, each partition some of them, sorted where there is something to sort by.
-fn plan(
+/// The sources, dealt out to at most so many partitions.
+fn partitions(
     job: &Job,
     sources: Vec<(Source, Arc<DataFileReader>)>,
-    sort: &[usize],
-    resources: &Resources,
+    schema: &SchemaRef,
+    threads: usize,
     batch_rows: usize,
-) -> Result<Arc<dyn ExecutionPlan>> {
-    let schema = with_helpers(&job.columns.schema);
-    let count = resources.threads.clamp(1, sources.len().max(1));
+) -> Vec<Arc<dyn PartitionStream>> {
+    let count = threads.clamp(1, sources.len().max(1));
     let mut parts: Vec<Vec<(Source, Arc<DataFileReader>)>> = vec![Vec::new(); count];
     for (index, source) in sources.into_iter().enumerate() {
         parts[index % count].push(source);
     }
-    let partitions = parts.into_iter().map(|sources| {
+    let partition = |sources| {
         let read = Arc::clone(&job.columns.schema);
-        let (schema, oldest) = (Arc::clone(&schema), job.oldest);
+        let (schema, oldest) = (Arc::clone(schema), job.oldest);
         Arc::new(Partition { sources, read, schema, oldest, batch_rows }) as Arc<dyn PartitionStream>
-    });
-    let input: Arc<dyn ExecutionPlan> = Arc::new(
-        StreamingTableExec::try_new(Arc::clone(&schema), partitions.collect(), None, None, false, None)
-            .map_err(unwrap)?,
-    );
-    let order = sort.iter().map(|column| {
-        let column = Column::new(schema.field(*column).name(), *column);
-        PhysicalSortExpr::new(Arc::new(column), SortOptions { descending: false, nulls_first: false })
-    });
-    Ok(match LexOrdering::new(order) {
-        None if count == 1 => input,
-        None => Arc::new(CoalescePartitionsExec::new(input)),
-        Some(order) if count == 1 => Arc::new(SortExec::new(order, input)),
-        Some(order) => {
-            let sorted = SortExec::new(order.clone(), input).with_preserve_partitioning(true);
-            Arc::new(SortPreservingMergeExec::new(order, Arc::new(sorted)))
-        }
-    })
-}
-
-fn context(resources: &Resources, batch_rows: usize) -> Result<Arc<TaskContext>> {
-    let pool = resources.sort_pool();
-    let disk =
-        DiskManagerBuilder::default().with_mode(DiskManagerMode::Directories(vec![resources.spill_directory.clone()]));
-    let runtime = RuntimeEnvBuilder::new()
-        .with_memory_pool(Arc::new(FairSpillPool::new(pool)))
-        .with_disk_manager_builder(disk)
-        .build_arc()
-        .map_err(unwrap)?;
-    let config = SessionConfig::new()
-        .with_batch_size(batch_rows)
-        .with_target_partitions(resources.threads)
-        .with_sort_spill_reservation_bytes(pool / 8 / resources.threads.max(1));
-    Ok(Arc::new(TaskContext::default().with_session_config(config).with_runtime(runtime)))
+    };
+    parts.into_iter().map(partition).collect()
 }
 
 /// The columns of the new files, then where a row comes from and when it was deleted.

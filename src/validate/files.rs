@@ -9,12 +9,13 @@ use tokio::task::JoinSet;
 use super::bounds::Bounds;
 use super::file::{self, Held};
 use super::finding::{Finding, FindingKind, Report, TableReport};
-use super::keys::{self, KeySchema, Room};
+use super::keys::{self, KeySchema};
 use super::lake_rows;
 use super::progress::ValidateProgress;
 use crate::config::Config;
 use crate::error::{Because, Error, ErrorKind, Result};
 use crate::lake::{CatalogFieldColumn, Lake, Registered, RegisteredFile, TableRow};
+use crate::plan::Room;
 use crate::source::publication;
 use crate::source::session::Session;
 use crate::source::settings::SourceSettings;
@@ -40,8 +41,11 @@ pub async fn check_files(
         Ok(chosen) => (chosen, None),
         Err(error) => (Vec::new(), Some(format!("keys were not looked at, as the source does not tell them: {error}"))),
     };
-    let spill = crate::sync::spill_directory();
-    let room = Room { memory: usize::try_from(config.sync.memory_limit / 4).unwrap_or(usize::MAX), spill: &spill };
+    let room = Room {
+        memory: usize::try_from(config.sync.memory_limit / 4).unwrap_or(usize::MAX),
+        batch_rows: keys::BATCH_ROWS,
+        spill_directory: crate::sync::spill_directory(),
+    };
     for row in &rows {
         let Some(table_id) = row.table_id else { continue };
         let name = row.target.to_string();
@@ -64,7 +68,7 @@ pub async fn check_files(
             Some(key) => {
                 progress.begin(format!("{name}: keys"), files.len() as u64);
                 let place = (name.as_str(), registered.snapshot);
-                report.findings.extend(keys::duplicates(store, &files, &key, place, room, progress).await?);
+                report.findings.extend(keys::duplicates(store, &files, &key, place, &room, progress).await?);
             }
             None => {
                 let why =

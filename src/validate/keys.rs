@@ -1,25 +1,20 @@
 //! Keys with more than one live row.
 //!
-//! DataFusion groups the keys of all files, in a bounded memory pool and on disk beyond it. A key is one binary value in arrow's row
-//! form, so every type of key goes the same way and equals itself by its bits.
+//! DataFusion sorts the keys of all files, in a bounded memory pool and on disk beyond it: equal ones are neighbours then. A key is one
+//! binary value in arrow's row form, so every type of key goes the same way and equals itself by its bits.
 
 use std::fmt;
-use std::path::Path;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, AsArray, Int64Array, RecordBatch};
+use arrow::array::{ArrayRef, AsArray, BinaryArray, Int64Array, RecordBatch};
 use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef};
 use arrow::row::{RowConverter, SortField};
-use datafusion::catalog::streaming::StreamingTable;
-use datafusion::error::DataFusionError;
-use datafusion::execution::memory_pool::FairSpillPool;
-use datafusion::execution::runtime_env::RuntimeEnvBuilder;
-use datafusion::execution::{SendableRecordBatchStream, TaskContext};
-use datafusion::functions_aggregate::expr_fn::{count, max, min};
-use datafusion::physical_plan::stream::RecordBatchReceiverStream;
-use datafusion::physical_plan::streaming::PartitionStream;
-use datafusion::prelude::{SessionConfig, SessionContext, col, lit};
+use datafusion_common::DataFusionError;
+use datafusion_execution::{SendableRecordBatchStream, TaskContext};
+use datafusion_physical_plan::stream::RecordBatchReceiverStream;
+use datafusion_physical_plan::streaming::PartitionStream;
 use duckpipe_storage::Store;
+use futures::TryStreamExt;
 use tokio::sync::mpsc;
 
 use super::details::shown;
@@ -27,10 +22,13 @@ use super::finding::{Finding, FindingKind};
 use super::lake_rows::{self, FileAt, RowSink};
 use super::progress::ValidateProgress;
 use crate::error::{Because, Error, ErrorKind, Result};
+use crate::plan::{Room, rows_of};
 
 /// Keys that are named.
 const NAMED: usize = 20;
-/// Files that one partition reads, so that a broken one costs no other its place.
+/// Keys of a batch.
+pub(super) const BATCH_ROWS: usize = 4096;
+/// Inputs that are read and sorted side by side.
 const PARTITIONS: usize = 2;
 
 /// A table's key columns as its files have them.
@@ -40,20 +38,13 @@ pub(super) struct KeySchema {
     pub(super) schema: SchemaRef,
 }
 
-/// What the grouping may use.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Room<'a> {
-    pub(super) memory: usize,
-    pub(super) spill: &'a Path,
-}
-
 /// Finds keys that more than one row shows at the snapshot. Files that can't be read are passed over: they are findings elsewhere.
 pub(super) async fn duplicates(
     store: &Store,
     files: &[FileAt],
     key: &KeySchema,
     (table, snapshot): (&str, i64),
-    room: Room<'_>,
+    room: &Room,
     progress: &Arc<ValidateProgress>,
 ) -> Result<Vec<Finding>> {
     if files.is_empty() {
@@ -70,77 +61,77 @@ pub(super) async fn duplicates(
             progress: Arc::clone(progress),
         }) as Arc<dyn PartitionStream>
     });
-    let groups = async {
-        let source = StreamingTable::try_new(Arc::clone(&schema), partitions.collect())?;
-        let runtime = RuntimeEnvBuilder::new()
-            .with_memory_pool(Arc::new(FairSpillPool::new(room.memory)))
-            .with_temp_file_path(room.spill)
-            .build_arc()?;
-        let config = SessionConfig::new().with_target_partitions(PARTITIONS);
-        let context = SessionContext::new_with_config_rt(config, runtime);
-        context
-            .read_table(Arc::new(source))?
-            .aggregate(
-                vec![col("key")],
-                vec![
-                    count(lit(1i64)).alias("rows"),
-                    min(col("file")).alias("first_file"),
-                    max(col("file")).alias("last_file"),
-                ],
-            )?
-            .filter(col("rows").gt(lit(1i64)))?
-            .limit(0, Some(NAMED))?
-            .collect()
-            .await
-    };
-    let groups = groups.await.map_err(|error| group_error(error, table))?;
+    let failed = |error| sort_error(error, table);
+    let mut sorted = rows_of(partitions.collect(), &schema, &[0, 1], room).map_err(failed)?;
+    let mut run = Run::default();
     let mut findings = Vec::new();
-    for batch in &groups {
-        findings.extend(named(batch, files, key, table)?);
+    while let Some(batch) = sorted.try_next().await.map_err(failed)? {
+        let keys = batch.column(0).as_binary::<i32>();
+        let at = batch.column(1).as_primitive::<Int64Type>();
+        for (row, file) in at.values().iter().enumerate() {
+            if run.rows > 0 && run.key == keys.value(row) {
+                run.rows += 1;
+                run.last_file = *file;
+                continue;
+            }
+            findings.extend(run.finding(files, key, table)?);
+            if findings.len() == NAMED {
+                return Ok(findings);
+            }
+            run.begin(keys.value(row), *file);
+        }
     }
+    findings.extend(run.finding(files, key, table)?);
     Ok(findings)
 }
 
-fn group_error(error: DataFusionError, table: &str) -> Error {
-    Error::new(ErrorKind::Transient, format!("{table}: the keys can't be grouped"))
+fn sort_error(error: DataFusionError, table: &str) -> Error {
+    Error::new(ErrorKind::Transient, format!("{table}: the keys can't be sorted"))
         .caused_by(error)
         .remedy("make room for its temporary files: TMPDIR, else /var/tmp")
 }
 
-fn named(batch: &RecordBatch, files: &[FileAt], key: &KeySchema, table: &str) -> Result<Vec<Finding>> {
-    let column = |name: &str| {
-        let found = batch.column_by_name(name).cloned();
-        found.ok_or_else(|| Error::new(ErrorKind::Internal, format!("the groups have no column {name}")))
-    };
-    let number = |array: ArrayRef| -> Result<Int64Array> {
-        let cast = arrow::compute::cast(&array, &DataType::Int64);
-        Ok(cast.because(ErrorKind::Internal, || "a group's numbers".into())?.as_primitive::<Int64Type>().clone())
-    };
-    let (rows, first, last) = (number(column("rows")?)?, number(column("first_file")?)?, number(column("last_file")?)?);
-    let keys = arrow::compute::cast(&column("key")?, &DataType::Binary)
-        .because(ErrorKind::Internal, || "a group's key".into())?;
-    let converter = converter(&key.schema)?;
-    let columns = converter
-        .convert_rows(&converter.from_binary(keys.as_binary::<i32>().clone()))
+/// Neighbours with one key.
+#[derive(Default)]
+struct Run {
+    key: Vec<u8>,
+    rows: u64,
+    first_file: i64,
+    last_file: i64,
+}
+
+impl Run {
+    fn begin(&mut self, key: &[u8], file: i64) {
+        self.key.clear();
+        self.key.extend_from_slice(key);
+        (self.rows, self.first_file, self.last_file) = (1, file, file);
+    }
+
+    /// What there is to say, if they are several.
+    fn finding(&self, files: &[FileAt], key: &KeySchema, table: &str) -> Result<Option<Finding>> {
+        if self.rows < 2 {
+            return Ok(None);
+        }
+        let path = |id: i64| {
+            files.iter().find(|at| at.file.data_file_id == id).map_or_else(|| "?".to_owned(), |at| at.file.path.clone())
+        };
+        let (first, last) = (path(self.first_file), path(self.last_file));
+        let places = if first == last { "in one file".to_owned() } else { format!("the first in {first}") };
+        let detail = format!("{} live rows have this key, {places}", self.rows);
+        let text = key_text(&self.key, &key.schema)?;
+        Ok(Some(Finding::new(FindingKind::DuplicateKey, table, detail).key(text).file(last)))
+    }
+}
+
+/// A key in row form as `name=value, …`.
+fn key_text(key: &[u8], schema: &SchemaRef) -> Result<String> {
+    let converter = converter(schema)?;
+    let columns: Vec<ArrayRef> = converter
+        .convert_rows(&converter.from_binary(BinaryArray::from_vec(vec![key])))
         .because(ErrorKind::Internal, || "a key can't be read back".into())?;
-    let path = |id: i64| {
-        files.iter().find(|at| at.file.data_file_id == id).map_or_else(|| "?".to_owned(), |at| at.file.path.clone())
-    };
-    (0..batch.num_rows())
-        .map(|row| {
-            let parts = key
-                .schema
-                .fields()
-                .iter()
-                .zip(&columns)
-                .map(|(field, values)| Ok(format!("{}={}", field.name(), shown(values, row)?)));
-            let text = parts.collect::<Result<Vec<_>>>()?.join(", ");
-            let (first, last) = (path(first.value(row)), path(last.value(row)));
-            let places = if first == last { "in one file".to_owned() } else { format!("the first in {first}") };
-            let detail = format!("{} live rows have this key, {places}", rows.value(row));
-            Ok(Finding::new(FindingKind::DuplicateKey, table, detail).key(text).file(last))
-        })
-        .collect()
+    let parts = schema.fields().iter().zip(&columns);
+    let parts = parts.map(|(field, values)| Ok(format!("{}={}", field.name(), shown(values, 0)?)));
+    Ok(parts.collect::<Result<Vec<_>>>()?.join(", "))
 }
 
 fn converter(key: &SchemaRef) -> Result<RowConverter> {
@@ -214,7 +205,7 @@ struct KeySink {
     converter: RowConverter,
     schema: SchemaRef,
     file: i64,
-    output: mpsc::Sender<datafusion::error::Result<RecordBatch>>,
+    output: mpsc::Sender<Result<RecordBatch, DataFusionError>>,
 }
 
 impl RowSink for KeySink {
@@ -225,8 +216,8 @@ impl RowSink for KeySink {
         let files = Int64Array::from_value(self.file, batch.num_rows());
         let batch = RecordBatch::try_new(Arc::clone(&self.schema), vec![Arc::new(keys), Arc::new(files)])
             .because(ErrorKind::Internal, broken)?;
-        // The grouping takes what it can hold; meanwhile this thread waits.
+        // The sort takes what it can hold; meanwhile this thread waits.
         let sent = tokio::task::block_in_place(|| self.output.blocking_send(Ok(batch)));
-        sent.map_err(|_| Error::new(ErrorKind::Transient, "the grouping of the keys ended"))
+        sent.map_err(|_| Error::new(ErrorKind::Transient, "the sorting of the keys ended"))
     }
 }

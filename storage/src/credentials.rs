@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
+use aws_smithy_http_client::tls::{self, rustls_provider::CryptoMode};
 use object_store::CredentialProvider;
 use object_store::aws::AwsCredential;
 use tokio::sync::Mutex;
@@ -67,7 +68,9 @@ impl CredentialSource {
                 Ok((CredentialSource::Fixed(credentials), region))
             }
             (None, None) => {
-                let mut loader = aws_config::defaults(aws_config::BehaviorVersion::latest());
+                let tls = tls::Provider::Rustls(CryptoMode::Ring);
+                let client = aws_smithy_http_client::Builder::new().tls_provider(tls).build_https();
+                let mut loader = aws_config::defaults(aws_config::BehaviorVersion::latest()).http_client(client);
                 if let Some(region) = &settings.region {
                     loader = loader.region(aws_config::Region::new(region.clone()));
                 }
