@@ -34,7 +34,7 @@ use crate::lake::{
     Replaced, Replacement, RewrittenDelete, RewrittenFile, SourceFile,
 };
 use policy::{Candidate, Group, Policy, choose};
-use rewrite::{Job, Resources, Rewritten, read_deaths, rewrite, snapshots};
+use rewrite::{Job, Resources, Rewritten, read_dead, rewrite, snapshots};
 
 /// Times that deletes are carried over while flushes go on, before one has to wait.
 const ROUNDS: usize = 4;
@@ -217,12 +217,11 @@ impl Compactor {
         if delete.partial_max.unwrap_or(delete.begin_snapshot) < oldest {
             return Ok(delete.rows);
         }
-        let deaths = match read_deaths(&self.store, delete).await {
+        match read_dead(&self.store, delete, oldest).await {
             // Replaced meanwhile, and cleaned up: it will be looked at another time.
-            Err(error) if error.kind() == ErrorKind::Table => return Ok(0),
-            read => read?,
-        };
-        Ok(deaths.iter().filter(|(_, snapshot)| *snapshot < oldest).count() as u64)
+            Err(error) if error.kind() == ErrorKind::Table => Ok(0),
+            read => Ok(read?.gone()),
+        }
     }
 
     /// Rewrites files and puts the result in their place.
@@ -404,12 +403,12 @@ impl Change {
                 Some(now) if now.as_ref().map(|delete| delete.delete_file_id) == before => {}
                 Some(None) => return Ok(Err(format!("data file {id} got rows back"))),
                 Some(Some(now)) => {
-                    let deaths = match read_deaths(store, now).await {
+                    let dead = match self.rewritten.read_dead(store, now).await {
                         // Replaced and removed between the look and the read.
                         Err(error) if error.kind() == ErrorKind::Table => return Ok(Err(error.to_string())),
                         read => read?,
                     };
-                    self.carried_over += self.rewritten.rebase(source, now.clone(), deaths)?;
+                    self.carried_over += self.rewritten.rebase(source, now.clone(), dead)?;
                 }
             }
         }

@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Rows that are dead, but that a readable version shows, come along. Memory: DataFusion's pool for the sort, which spills to
-//! disk; one row group of the writer; 4 bytes for each row of the group, and some 32 for each dead one.
+//! disk; one row group of the writer; 4 bytes for each row that stays, some 32 for each dead one of them, and a bit or two for each
+//! one that goes.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -22,9 +23,10 @@ use datafusion_physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion_physical_plan::streaming::PartitionStream;
 use duckpipe_storage::{
     DataFile, DataFileOptions, DataFileReader, DataFileWriter, PositionedBatch, Rows, Store, UploadLog, field_id,
-    read_delete_file,
+    visit_delete_file,
 };
 use futures::{Stream, StreamExt, TryStreamExt, stream};
+use roaring::RoaringTreemap;
 
 use crate::error::{Because, Error, ErrorKind, Result, ResultExt};
 use crate::lake::store::store_error;
@@ -35,8 +37,17 @@ use crate::plan::{Room, rows_of};
 const ROW_GROUP_ROWS: usize = 122_880;
 /// The most rows of a batch; of wide rows a batch holds fewer.
 const BATCH_ROWS: usize = 8192;
-/// Dead rows of a source.
+/// Dead rows with the snapshots that deleted them.
 type Deaths = Vec<(u64, i64)>;
+
+/// The dead rows of a source.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Dead {
+    /// Those that a readable snapshot shows, ascending.
+    shown: Deaths,
+    /// Those that none shows: they go. There can be any number of them.
+    gone: RoaringTreemap,
+}
 
 /// What a rewrite may use.
 #[derive(Clone, Debug)]
@@ -92,10 +103,12 @@ pub struct Rewritten {
     pub dead: Vec<Deaths>,
     /// What is known of each source.
     pub sources: Vec<Source>,
-    /// Where each row went: the sources' rows one after the other, to a row of the new files one after the other.
+    /// Where each row went: the sources' rows that stay one after the other, to a row of the new files one after the other.
     places: Vec<u32>,
     /// The number of the first row of each new file.
     starts: Vec<u64>,
+    /// Rows that were deleted before this snapshot went.
+    oldest: i64,
 }
 
 /// A row that is in no new file.
@@ -106,40 +119,61 @@ const DROPPED: u32 = u32::MAX;
 pub struct Source {
     /// The file, with the delete file that was last read.
     pub file: SourceFile,
-    /// Its dead rows, ascending.
-    pub dead: Arc<Deaths>,
-    /// The number of its first row among all sources'.
+    /// Its dead rows.
+    pub dead: Arc<Dead>,
+    /// The number of its first row among those of all sources that stay.
     first: u32,
+}
+
+impl Source {
+    /// Its rows that a readable snapshot shows.
+    fn kept(&self) -> u64 {
+        self.file.rows.saturating_sub(self.dead.gone())
+    }
 }
 
 impl Rewritten {
     /// Carries deletes over that landed on a source since it was read.
     ///
     /// # Errors
-    /// [`ErrorKind::Internal`] where a row is deleted that never was there.
-    pub fn rebase(&mut self, source: usize, delete: LiveDelete, deaths: Deaths) -> Result<usize> {
+    /// [`ErrorKind::Table`] where a row is deleted that never was there.
+    pub fn rebase(&mut self, source: usize, delete: LiveDelete, now: Dead) -> Result<usize> {
         let Source { file, dead, first } = &mut self.sources[source];
+        let not_there = |position: u64| {
+            let what = format!("{} deletes row {position} of {}, which is not there", delete.path, file.path);
+            Error::new(ErrorKind::Table, what)
+        };
+        // What no snapshot shows was deleted before the rewrite began.
+        if let Some(position) = (&now.gone - &dead.gone).min() {
+            return Err(not_there(position));
+        }
         let mut late = 0;
-        for (position, snapshot) in &deaths {
-            if dead.binary_search_by_key(position, |(position, _)| *position).is_ok() {
+        for (position, snapshot) in &now.shown {
+            if dead.shown.binary_search_by_key(position, |(position, _)| *position).is_ok() {
                 continue;
             }
-            let place = usize::try_from(*position).ok().filter(|_| *position < file.rows);
-            let place = place.and_then(|position| self.places.get(*first as usize + position));
-            let place = match place {
-                Some(place) if *place != DROPPED => u64::from(*place),
-                _ => {
-                    let what = format!("{} deletes row {position} of {}, which is not there", delete.path, file.path);
-                    return Err(Error::new(ErrorKind::Table, what));
-                }
-            };
+            if *position >= file.rows || dead.gone.contains(*position) {
+                return Err(not_there(*position));
+            }
+            let kept = usize::try_from(*position - dead.gone.rank(*position)).ok();
+            let place = kept.and_then(|kept| self.places.get(*first as usize + kept));
+            let place = place.filter(|place| **place != DROPPED).ok_or_else(|| not_there(*position))?;
+            let place = u64::from(*place);
             let output = self.starts.partition_point(|start| *start <= place) - 1;
             self.dead[output].push((place - self.starts[output], *snapshot));
             late += 1;
         }
-        *dead = Arc::new(deaths);
+        *dead = Arc::new(now);
         file.delete = Some(delete);
         Ok(late)
+    }
+
+    /// Reads the deletes of a source as they are now.
+    ///
+    /// # Errors
+    /// As [`read_dead`].
+    pub async fn read_dead(&self, store: &Store, delete: &LiveDelete) -> Result<Dead> {
+        read_dead(store, delete, self.oldest).await
     }
 
     /// Rows of the new files.
@@ -148,11 +182,29 @@ impl Rewritten {
     }
 }
 
-/// Reads a delete file: ascending positions with the snapshots that deleted the rows.
-pub async fn read_deaths(store: &Store, delete: &LiveDelete) -> Result<Deaths> {
-    let read = read_delete_file(store, &delete.path).await;
-    let read = read.map_err(store_error(&format!("{} can't be read", delete.path)))?;
-    Ok(read.into_iter().map(|(position, snapshot)| (position, snapshot.unwrap_or(delete.begin_snapshot))).collect())
+/// Reads a delete file; what was deleted before `oldest` is gone.
+///
+/// # Errors
+/// [`ErrorKind::Table`] where there is no such file, or none of deletes; [`ErrorKind::Transient`] where the store fails.
+pub async fn read_dead(store: &Store, delete: &LiveDelete, oldest: i64) -> Result<Dead> {
+    let mut dead = Dead::default();
+    let read = visit_delete_file(store, &delete.path, |position, snapshot| {
+        match snapshot.unwrap_or(delete.begin_snapshot) {
+            snapshot if snapshot >= oldest => dead.shown.push((position, snapshot)),
+            _ => {
+                dead.gone.insert(position);
+            }
+        }
+    });
+    read.await.map_err(store_error(&format!("{} can't be read", delete.path)))?;
+    Ok(dead)
+}
+
+impl Dead {
+    /// How many rows go.
+    pub fn gone(&self) -> u64 {
+        self.gone.len()
+    }
 }
 
 /// Runs a rewrite.
@@ -161,7 +213,7 @@ pub async fn read_deaths(store: &Store, delete: &LiveDelete) -> Result<Deaths> {
 /// [`ErrorKind::Table`] where a source is not what the catalog says, [`ErrorKind::Transient`] where the store fails.
 pub async fn rewrite(job: Job, resources: &Resources) -> Result<Rewritten> {
     let sources = open(&job).await?;
-    let rows: u64 = sources.iter().map(|(source, _)| source.file.rows).sum();
+    let rows: u64 = sources.iter().map(|(source, _)| source.kept()).sum();
     let row_bytes = sources.iter().map(|(_, reader)| reader.row_bytes()).max().unwrap_or_default();
     // A batch of each input of a merge must fit the pool.
     let batch_rows =
@@ -217,25 +269,18 @@ pub async fn rewrite(job: Job, resources: &Resources) -> Result<Rewritten> {
     if end != u64::from(next) {
         return Err(Error::new(ErrorKind::Internal, format!("{next} rows were read, but {end} were written")));
     }
-    Ok(Rewritten { files, dead: by_file, sources: known, places, starts })
+    Ok(Rewritten { files, dead: by_file, sources: known, places, starts, oldest: job.oldest })
 }
 
 /// Opens the sources and reads their deletes.
 async fn open(job: &Job) -> Result<Vec<(Source, Arc<DataFileReader>)>> {
-    let mut first = 0u64;
-    let mut numbered = Vec::with_capacity(job.sources.len());
-    for file in &job.sources {
-        numbered.push((file.clone(), u32::try_from(first).because(ErrorKind::Internal, too_many)?));
-        first += file.rows;
-    }
-    u32::try_from(first).because(ErrorKind::Internal, too_many)?;
-    let opened = numbered.into_iter().map(|(file, first)| async move {
+    let opened = job.sources.iter().cloned().map(|file| async move {
         let dead = match &file.delete {
-            Some(delete) => read_deaths(&job.store, delete).await?,
-            None => Vec::new(),
+            Some(delete) => read_dead(&job.store, delete, job.oldest).await?,
+            None => Dead::default(),
         };
         let reader = DataFileReader::open(&job.store, &file.path).await?;
-        if reader.rows() != file.rows {
+        if reader.rows() != file.rows || dead.gone.max().is_some_and(|last| last >= file.rows) {
             return Err(Error::new(
                 ErrorKind::Table,
                 format!("{} holds {} rows, but the catalog says {}", file.path, reader.rows(), file.rows),
@@ -247,9 +292,17 @@ async fn open(job: &Job) -> Result<Vec<(Source, Arc<DataFileReader>)>> {
                 format!("{} lacks column {column}, whose default it shows", file.path),
             ));
         }
-        Ok((Source { file, dead: Arc::new(dead), first }, Arc::new(reader)))
+        Ok((Source { file, dead: Arc::new(dead), first: 0 }, Arc::new(reader)))
     });
-    stream::iter(opened.collect::<Vec<_>>()).buffered(job.store.reads_at_once()).try_collect().await
+    let opened = stream::iter(opened.collect::<Vec<_>>()).buffered(job.store.reads_at_once());
+    let mut sources: Vec<(Source, Arc<DataFileReader>)> = opened.try_collect().await?;
+    let mut next = 0u64;
+    for (source, _) in &mut sources {
+        source.first = u32::try_from(next).because(ErrorKind::Internal, too_many)?;
+        next += source.kept();
+    }
+    u32::try_from(next).because(ErrorKind::Internal, too_many)?;
+    Ok(sources)
 }
 
 /// The positions of the sort columns in the schema.
@@ -337,15 +390,41 @@ fn read_source(
 ) -> Result<impl Stream<Item = Result<RecordBatch, DataFusionError>> + use<>> {
     let rows = reader.clone().with_batch_rows(batch_rows).read(Arc::clone(read), Rows::All)?;
     let carried = (reader.has_column(ROW_ID), reader.has_column(SNAPSHOT_ID));
-    // The deletes are walked along with the rows.
-    let mut next_death = 0;
+    let mut walk = Walk::default();
     Ok(rows.map(move |batch| {
         let batch = batch.map_err(|error| wrap(Error::from(error)))?;
-        complete(&source, &batch, carried, &schema, &mut next_death)
+        complete(&source, &batch, carried, &schema, &mut walk)
             .and_then(|batch| drop_unreadable(&batch, oldest))
             .context(|| source.file.path.clone())
             .map_err(wrap)
     }))
+}
+
+/// How far the rows of a source were walked: its deletes are walked along with them.
+#[derive(Default)]
+struct Walk {
+    /// Dead rows that are shown.
+    shown: usize,
+    /// Rows that stay.
+    kept: u32,
+}
+
+/// The death of a row that goes: before every snapshot.
+const GONE: i64 = i64::MIN;
+
+impl Walk {
+    /// The next row's number among those that stay, and the snapshot that deleted it.
+    fn step(&mut self, dead: &Dead, position: u64) -> (u32, Option<i64>) {
+        if dead.gone.contains(position) {
+            return (self.kept, Some(GONE));
+        }
+        while dead.shown.get(self.shown).is_some_and(|(row, _)| *row < position) {
+            self.shown += 1;
+        }
+        let death = dead.shown.get(self.shown).filter(|(row, _)| *row == position).map(|(_, snapshot)| *snapshot);
+        self.kept += 1;
+        (self.kept - 1, death)
+    }
 }
 
 /// Gives each row its id, the snapshot that added it, its origin and the snapshot that deleted it.
@@ -354,7 +433,7 @@ fn complete(
     batch: &PositionedBatch,
     (row_ids, snapshots): (bool, bool),
     schema: &SchemaRef,
-    next_death: &mut usize,
+    walk: &mut Walk,
 ) -> Result<RecordBatch> {
     let mut columns: Vec<ArrayRef> = batch.batch.columns().to_vec();
     let own = columns.len();
@@ -371,15 +450,11 @@ fn complete(
     if columns[own - 2].null_count() + columns[own - 1].null_count() > 0 {
         return Err(Error::new(ErrorKind::Table, "a row without its id or its snapshot"));
     }
-    let first = source.first;
-    columns.push(Arc::new(batch.positions.iter().map(|position| first + *position as u32).collect::<UInt32Array>()));
-    let deaths = batch.positions.iter().map(|position| {
-        while source.dead.get(*next_death).is_some_and(|(dead, _)| dead < position) {
-            *next_death += 1;
-        }
-        source.dead.get(*next_death).filter(|(dead, _)| dead == position).map(|(_, snapshot)| *snapshot)
-    });
-    columns.push(Arc::new(deaths.collect::<Int64Array>()));
+    let steps = batch.positions.iter().map(|position| walk.step(&source.dead, *position));
+    let (origins, deaths): (Vec<u32>, Vec<Option<i64>>) =
+        steps.map(|(kept, death)| (source.first + kept, death)).unzip();
+    columns.push(Arc::new(UInt32Array::from(origins)));
+    columns.push(Arc::new(Int64Array::from(deaths)));
     RecordBatch::try_new(Arc::clone(schema), columns).because(ErrorKind::Internal, mismatch)
 }
 

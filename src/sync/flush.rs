@@ -165,6 +165,7 @@ pub async fn flush(pipeline: &Pipeline, flush: &Flush) -> Result<(), FlushError>
     }
     failpoint("upload");
 
+    let mut abandoned = Vec::new();
     loop {
         let mut tables = Vec::with_capacity(resolved.len());
         for (r, l) in resolved.iter().zip(&located) {
@@ -197,16 +198,37 @@ pub async fn flush(pipeline: &Pipeline, flush: &Flush) -> Result<(), FlushError>
                     r.table.progress.add_nulled(r.log.nulled());
                     r.table.progress.committed();
                 }
+                discard(pipeline, &abandoned).await;
                 return Ok(());
             }
             // Somebody else committed to the lake: look again, so that no delete builds on a file that is gone.
             Err(error) if error.kind() == ErrorKind::Conflict => {
                 tracing::debug!(%error, "the lake moved on beneath the commit; looking again");
+                let deletes = commit.tables.iter().flat_map(|table| &table.deletes);
+                abandoned.extend(deletes.map(|delete| delete.file.path.clone()));
                 base = live_files(pipeline, &resolved).await?;
                 located = locate_all(pipeline, &resolved, &mut base).await?;
             }
             Err(error) => return Err(error.into()),
         }
+    }
+}
+
+/// Removes delete files that were written for a commit which came too late. The flush is durable by now: what can't be removed
+/// stays recorded as an upload, and goes when the next process takes the pipeline over.
+async fn discard(pipeline: &Pipeline, paths: &[String]) {
+    if paths.is_empty() {
+        return;
+    }
+    let removed = async {
+        for path in paths {
+            let removed = pipeline.store.delete(path).await;
+            removed.map_err(store_error(&format!("{} can't be removed", pipeline.store.url(path))))?;
+        }
+        pipeline.lake.forget_uploads(&pipeline.fence, paths).await
+    };
+    if let Err(error) = removed.await {
+        tracing::warn!(%error, "delete files of a commit that came too late stay until the next start");
     }
 }
 

@@ -111,7 +111,7 @@ pub async fn write_announced_delete_file(store: &Store, path: String, deletes: D
 /// says so.
 pub async fn read_delete_file(store: &Store, path: &str) -> Result<Vec<(u64, Option<i64>)>> {
     let mut rows = Vec::new();
-    read(store, path, |position, snapshot| rows.push((position, snapshot))).await?;
+    visit_delete_file(store, path, |position, snapshot| rows.push((position, snapshot))).await?;
     Ok(rows)
 }
 
@@ -119,7 +119,7 @@ pub async fn read_delete_file(store: &Store, path: &str) -> Result<Vec<(u64, Opt
 /// one that the file began with.
 pub async fn read_deleted_rows(store: &Store, path: &str, begin_snapshot: i64) -> Result<DeletedRows> {
     let mut rows = DeletedRows::default();
-    read(store, path, |position, snapshot| rows.insert(position, snapshot.unwrap_or(begin_snapshot))).await?;
+    visit_delete_file(store, path, |position, snapshot| rows.insert(position, snapshot.unwrap_or(begin_snapshot))).await?;
     Ok(rows)
 }
 
@@ -129,7 +129,7 @@ pub async fn read_deleted_positions(store: &Store, path: &str) -> Result<Roaring
     let each = |position, _| {
         positions.insert(position);
     };
-    read(store, path, each).await?;
+    visit_delete_file(store, path, each).await?;
     Ok(positions)
 }
 
@@ -191,7 +191,9 @@ fn schema() -> SchemaRef {
     ]))
 }
 
-async fn read(store: &Store, path: &str, mut each: impl FnMut(u64, Option<i64>) + Send) -> Result<()> {
+/// Reads a delete file, ours or DuckLake's own, without keeping it: ascending positions, each with the snapshot that deleted the
+/// row where the file says so.
+pub async fn visit_delete_file(store: &Store, path: &str, mut each: impl FnMut(u64, Option<i64>) + Send) -> Result<()> {
     let url = store.url(path);
     let failed = |cause| StorageError::Parquet { url: url.clone(), cause };
     let bytes = store.get(path).await?;
