@@ -14,7 +14,7 @@ BUILD_TARGETS := --bin duckpipe $(if $(filter dev,$(PROFILE)),--workspace --test
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help env build demo demo-clean test unit lint fmt deny bench bench-end-to-end bench-compaction test-memory bootstrap-build bootstrap-all
+.PHONY: help env build demo demo-clean test unit lint fmt deny bench bench-end-to-end bench-compaction test-memory soak bootstrap-build bootstrap-all
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,3 +70,6 @@ bench-compaction: bootstrap-all ## Compaction beside DuckLake's own merge and re
 
 test-memory: bootstrap-all ## Peak memory with 5M rows and transactions of 5M changes (takes a quarter of an hour)
 	@$(STEP) "memory" env DUCKPIPE_TEST_ROWS=$${DUCKPIPE_TEST_ROWS:-5000000} cargo test --release --test main memory:: -- --nocapture --test-threads 1
+
+soak: bootstrap-all ## An hour of random updates on 5M rows, on both catalogs: does the lake keep its size? (DUCKPIPE_SOAK_MINUTES, _ROWS, _RATE, _UPDATES)
+	@$(STEP) "soak" cargo test --release --test main soak:: -- --ignored --nocapture --test-threads 1

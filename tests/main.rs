@@ -18,6 +18,7 @@ mod lifecycle;
 mod memory;
 mod prefix_consistency;
 mod slot_progress;
+mod soak;
 mod stopped_table;
 mod types;
 mod validation;

@@ -45,19 +45,31 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Starts to write, one transaction each `pace` at most.
+    /// Starts to write to the shop, one transaction each `pace` at most.
     pub fn start(url: &str, orders: u32, seed: u64, pace: Duration) -> Writer {
+        let mut shop = Shop::new(orders, seed);
+        Writer::of(url, move |client| {
+            client.execute(&shop.transaction());
+            std::thread::sleep(pace);
+        })
+    }
+
+    /// Starts to write: one transaction each time that `transaction` is called.
+    pub fn of(url: &str, mut transaction: impl FnMut(&Client) + Send + 'static) -> Writer {
         let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let (ends, counts, client) = (Arc::clone(&stop), Arc::clone(&done), Client::connect(url));
         let thread = std::thread::spawn(move || {
-            let mut shop = Shop::new(orders, seed);
             while !ends.load(Ordering::Relaxed) {
-                client.execute(&shop.transaction());
+                transaction(&client);
                 counts.fetch_add(1, Ordering::Relaxed);
-                std::thread::sleep(pace);
             }
         });
         Writer { stop, done, thread: Some(thread) }
+    }
+
+    /// Whether it still writes: it ends by itself when a statement fails.
+    pub fn runs(&self) -> bool {
+        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
     }
 
     /// The transactions written until now.

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use duckdb::Connection;
 use duckpipe::lsn::Lsn;
+use tempfile::TempPath;
 
 use super::minio::{ACCESS_KEY, Bucket, Minio, SECRET_KEY};
-use super::postgres::{Database, PASSWORD, Postgres};
+use super::postgres::{Database, PASSWORD, Postgres, RUNTIME};
 use super::process::{Folder, cache};
 
 /// What holds the catalog.
@@ -70,9 +71,18 @@ pub struct Lake {
 impl Lake {
     /// Makes the place; `name` (letters, digits, `_`) must be the caller's alone in this process.
     pub fn new(combination: Combination, name: &str) -> Lake {
+        Lake::with_catalog_on(Postgres::shared, combination, name)
+    }
+
+    /// As [`Lake::new`]; a Postgres catalog lies on this server.
+    pub fn with_catalog_on<'a>(
+        server: impl FnOnce() -> &'a Postgres,
+        combination: Combination,
+        name: &str,
+    ) -> Lake {
         let folder = Folder::new(&format!("lake-{name}"));
         let catalog_database = (combination.catalog == CatalogKind::Postgres).then(|| {
-            let server = Postgres::shared();
+            let server = server();
             let database = format!("{name}_catalog");
             server.create_database(&database);
             (server.port(), database)
@@ -130,6 +140,21 @@ impl Lake {
         self.open("READ_ONLY")
     }
 
+    /// Opens the lake read-only while a `sync` runs on it: a DuckDB-file catalog as the consistent copy that the `sync` gives.
+    #[track_caller]
+    pub fn open_beside_sync(&self) -> NativeLake {
+        match self.combination.catalog {
+            CatalogKind::Postgres => self.open_native(),
+            CatalogKind::DuckDb => {
+                let copy = RUNTIME.block_on(duckpipe::admin::copy_catalog(&self.catalog_file()));
+                let copy = copy.unwrap_or_else(|error| panic!("{error}")).expect("a sync that runs on this catalog");
+                let mut lake = self.open_at(&copy.display().to_string(), "READ_ONLY");
+                lake.copy = Some(copy);
+                lake
+            }
+        }
+    }
+
     /// Opens the lake for native DuckLake writes, creating it where there is none: the oracle of duckpipe's own commits.
     #[track_caller]
     pub fn open_native_writable(&self) -> NativeLake {
@@ -141,8 +166,19 @@ impl Lake {
 
     #[track_caller]
     fn open(&self, options: &str) -> NativeLake {
+        let address = match &self.catalog_database {
+            Some((port, database)) => {
+                format!("postgres:host=127.0.0.1 port={port} user=postgres password={PASSWORD} dbname={database}")
+            }
+            None => self.catalog(),
+        };
+        self.open_at(&address, options)
+    }
+
+    #[track_caller]
+    fn open_at(&self, address: &str, options: &str) -> NativeLake {
         let connection = Connection::open_in_memory().expect("DuckDB");
-        let lake = NativeLake { connection };
+        let lake = NativeLake { connection, copy: None };
         lake.execute(
             "SET autoinstall_known_extensions = false; SET threads = 2; SET memory_limit = '1GB'; SET TimeZone = 'UTC'",
         );
@@ -158,13 +194,9 @@ impl Lake {
                 bucket.endpoint.trim_start_matches("http://")
             ));
         }
-        let address = match &self.catalog_database {
-            Some((port, database)) => {
-                format!("postgres:host=127.0.0.1 port={port} user=postgres password={PASSWORD} dbname={database}")
-            }
-            None => self.catalog(),
-        };
-        lake.execute(&format!("ATTACH 'ducklake:{address}' AS lake ({options})"));
+        // The catalog's own tables under their usual name; where it is not asked for, DuckDB hides them from `duckdb_tables()`.
+        let metadata = "METADATA_CATALOG '__ducklake_metadata_lake'";
+        lake.execute(&format!("ATTACH 'ducklake:{address}' AS lake ({options}, {metadata})"));
         lake
     }
 }
@@ -172,6 +204,8 @@ impl Lake {
 /// A stock DuckDB connection with the lake attached as `lake`.
 pub struct NativeLake {
     connection: Connection,
+    /// What it reads instead of a catalog file that somebody holds; removed after the connection is closed.
+    copy: Option<TempPath>,
 }
 
 /// One DuckLake snapshot.
