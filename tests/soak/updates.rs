@@ -17,12 +17,14 @@ pub struct Rate {
     pub updates: u32,
 }
 
-/// Makes and fills the table. Its pages have room for an update or two of their rows.
+/// Makes and fills the table. Its pages have room for an update or two of their rows. Its values are as hard to compress as those that
+/// updates bring: else the lake's bytes and a scan's time would grow by what is updated for the first time.
 pub fn create(client: &Client, rows: u64) {
     client.execute(&format!(
         "CREATE TABLE items (id bigint PRIMARY KEY, kind int NOT NULL, n bigint NOT NULL, code text NOT NULL, note text, at timestamp NOT NULL) \
              WITH (fillfactor = 80); \
-         INSERT INTO items SELECT i, i % 1000, 0, md5(i::text), 'note ' || i % 5000, timestamp '2026-01-01' + i * interval '1 second' \
+         INSERT INTO items SELECT i, i % 1000, (random() * 1000000)::bigint, md5(i::text), 'note ' || i % 5000, \
+                 clock_timestamp() - random() * interval '1 hour' \
              FROM generate_series(1, {rows}) i; \
          ANALYZE items"
     ));
@@ -40,7 +42,7 @@ pub fn start(url: &str, rows: u64, rate: Rate, seed: u64) -> Writer {
         let deleted = any();
         client.execute(&format!(
             "BEGIN; UPDATE items SET n = n + 1, code = md5(code), at = clock_timestamp() WHERE id IN ({}); \
-             INSERT INTO items VALUES ({next_id}, {next_id} % 1000, 0, md5('{next_id}'), NULL, clock_timestamp()); \
+             INSERT INTO items VALUES ({next_id}, {next_id} % 1000, (random() * 1000000)::bigint, md5('{next_id}'), NULL, clock_timestamp()); \
              DELETE FROM items WHERE id = {deleted}; COMMIT",
             updated.join(", ")
         ));
