@@ -205,7 +205,8 @@ fn old_history_goes_with_its_files() {
 #[test]
 fn however_many_rows_died_they_go() {
     let rows = 600_000;
-    let rest = "[compact]\nenabled = false\nretain = \"1ms\"\nmemory_limit = \"64MB\"\n[[tables]]\nsource = \"public.*\"\n";
+    let rest =
+        "[compact]\nenabled = false\nretain = \"1ms\"\nmemory_limit = \"64MB\"\n[[tables]]\nsource = \"public.*\"\n";
     let scenario = Scenario::new("compact_many_dead", Combination::EMBEDDED, rest);
     scenario.source.execute(&format!(
         "CREATE TABLE t (id int PRIMARY KEY, v int); INSERT INTO t SELECT i, 0 FROM generate_series(1, {rows}) i"

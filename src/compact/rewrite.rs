@@ -188,14 +188,13 @@ impl Rewritten {
 /// [`ErrorKind::Table`] where there is no such file, or none of deletes; [`ErrorKind::Transient`] where the store fails.
 pub async fn read_dead(store: &Store, delete: &LiveDelete, oldest: i64) -> Result<Dead> {
     let mut dead = Dead::default();
-    let read = visit_delete_file(store, &delete.path, |position, snapshot| {
-        match snapshot.unwrap_or(delete.begin_snapshot) {
+    let read =
+        visit_delete_file(store, &delete.path, |position, snapshot| match snapshot.unwrap_or(delete.begin_snapshot) {
             snapshot if snapshot >= oldest => dead.shown.push((position, snapshot)),
             _ => {
                 dead.gone.insert(position);
             }
-        }
-    });
+        });
     read.await.map_err(store_error(&format!("{} can't be read", delete.path)))?;
     Ok(dead)
 }

@@ -119,7 +119,8 @@ pub async fn read_delete_file(store: &Store, path: &str) -> Result<Vec<(u64, Opt
 /// one that the file began with.
 pub async fn read_deleted_rows(store: &Store, path: &str, begin_snapshot: i64) -> Result<DeletedRows> {
     let mut rows = DeletedRows::default();
-    visit_delete_file(store, path, |position, snapshot| rows.insert(position, snapshot.unwrap_or(begin_snapshot))).await?;
+    visit_delete_file(store, path, |position, snapshot| rows.insert(position, snapshot.unwrap_or(begin_snapshot)))
+        .await?;
     Ok(rows)
 }
 

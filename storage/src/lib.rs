@@ -36,8 +36,8 @@ mod upload;
 pub use credentials::S3Credentials;
 pub use data_file::{DataFile, DataFileOptions, DataFileWriter, UploadLog, new_file_path};
 pub use delete_file::{
-    DeleteFile, Deletes, new_delete_file_path, read_delete_file, read_deleted_positions, read_deleted_rows, visit_delete_file,
-    write_announced_delete_file, write_delete_file, write_delete_files,
+    DeleteFile, Deletes, new_delete_file_path, read_delete_file, read_deleted_positions, read_deleted_rows,
+    visit_delete_file, write_announced_delete_file, write_delete_file, write_delete_files,
 };
 pub use deleted_rows::DeletedRows;
 pub use error::{BoxError, Result, StorageError};

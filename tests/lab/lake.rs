@@ -75,11 +75,7 @@ impl Lake {
     }
 
     /// As [`Lake::new`]; a Postgres catalog lies on this server.
-    pub fn with_catalog_on<'a>(
-        server: impl FnOnce() -> &'a Postgres,
-        combination: Combination,
-        name: &str,
-    ) -> Lake {
+    pub fn with_catalog_on<'a>(server: impl FnOnce() -> &'a Postgres, combination: Combination, name: &str) -> Lake {
         let folder = Folder::new(&format!("lake-{name}"));
         let catalog_database = (combination.catalog == CatalogKind::Postgres).then(|| {
             let server = server();
