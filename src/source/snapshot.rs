@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::settings::SourceSettings;
 use super::table::SourceTable;
 use super::wire::{QueryError, Wire, text};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, ResultExt};
 use crate::sql;
 
 /// Keeps an exported snapshot alive: a transaction of its own that has imported it and exports it again.
@@ -97,27 +97,59 @@ impl SnapshotReader {
         let statement = copy_sql(table, columns, pages);
         self.wire.begin_copy(&statement).await.map_err(|error| error.into_error(&what))?;
         self.in_copy = true;
-        Ok(CopyStream { reader: self, what })
+        Ok(CopyStream { reader: self, oid: table.oid, what })
+    }
+
+    /// Whether a table that was read has the heap that it had at the snapshot. TRUNCATE and what rewrites a table do not follow
+    /// snapshots: to one from before, the new heap is empty. The lock that the COPY took keeps the present heap in place.
+    async fn is_same_heap(&mut self, oid: u32) -> Result<bool> {
+        const WHAT: &str = "Looking whether it is still the same heap";
+        // The row of pg_class is the snapshot's, the function tells of now.
+        let sql = format!("SELECT relfilenode = pg_relation_filenode(oid) FROM pg_class WHERE oid = {oid}");
+        let rows = self.wire.query(&sql).await.map_err(|error| error.into_error(WHAT))?;
+        let row = rows.first().ok_or_else(|| Error::new(ErrorKind::Internal, format!("{WHAT} found no table")))?;
+        Ok(text(row, 0)? == "t")
     }
 }
 
 /// The data of one COPY.
 pub struct CopyStream<'a> {
     reader: &'a mut SnapshotReader,
+    oid: u32,
     what: String,
 }
 
 impl CopyStream<'_> {
-    /// The next piece of the data, cut anywhere; `None` after its end. Cancel-safe.
+    /// The next piece of the data, cut anywhere; `None` after its end. Cancel-safe before the end.
+    ///
+    /// # Errors
+    /// Kind `Table` at the end, where the rows were not those of the snapshot: the table was truncated or rewritten since.
     pub async fn next(&mut self) -> Result<Option<Bytes>> {
         if !self.reader.in_copy {
             return Ok(None);
         }
-        let data = self.reader.wire.copy_data().await;
-        if matches!(data, Ok(None) | Err(QueryError::Server(_))) {
-            self.reader.in_copy = false;
+        match self.reader.wire.copy_data().await {
+            Ok(Some(data)) => Ok(Some(data)),
+            Ok(None) => {
+                let same = self.reader.is_same_heap(self.oid).await;
+                self.reader.in_copy = false;
+                match same.context(|| self.what.clone())? {
+                    true => Ok(None),
+                    false => Err(Error::new(
+                        ErrorKind::Table,
+                        format!(
+                            "{}: it was truncated or rewritten (TRUNCATE, ALTER TABLE, VACUUM FULL, CLUSTER) while its rows of an \
+                             earlier moment were to be read",
+                            self.what
+                        ),
+                    )),
+                }
+            }
+            Err(error) => {
+                self.reader.in_copy &= !matches!(error, QueryError::Server(_));
+                Err(error.into_error(&self.what))
+            }
         }
-        data.map_err(|error| error.into_error(&self.what))
     }
 }
 

@@ -204,6 +204,10 @@ impl Worker {
             };
             match copied {
                 Err(error) if error.kind() == ErrorKind::Table => {
+                    let error = match error.remedy_text() {
+                        Some(_) => error,
+                        None => error.remedy("take a fresh copy: `duckpipe sync --resnapshot`"),
+                    };
                     done.push((job.table.oid, Err(error)));
                     // The rest of the failed table still comes on that connection.
                     reader = None;

@@ -185,7 +185,14 @@ impl Comparison<'_> {
                 let error = row.error.as_deref().unwrap_or("errored");
                 table.left_out = Some(format!("not compared, it stands still: {error}"));
             } else if let Some(chosen) = chosen.iter().find(|chosen| chosen.source.oid == row.source_oid) {
-                self.table(&row, chosen, reads, &mut table, &mut report.findings).await?;
+                match self.table(&row, chosen, reads, &mut table, &mut report.findings).await {
+                    // Its rows at the position can't be read any more, because it was truncated since.
+                    Err(error) if error.kind() == ErrorKind::Table => {
+                        table.left_out = Some(format!("not compared: {error}"));
+                        table.errored = true;
+                    }
+                    other => other?,
+                }
             } else {
                 table.left_out = Some("not compared: it is no longer in the source, or in [[tables]]".into());
                 table.errored = true;

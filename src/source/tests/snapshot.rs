@@ -136,3 +136,41 @@ async fn a_copy_that_was_given_up_and_a_holder_that_was_killed_are_noticed() {
         .unwrap();
     assert_eq!(holder.check().await.unwrap_err().kind(), ErrorKind::Transient);
 }
+
+/// To a snapshot from before it, a truncated table is empty: the reader says that instead.
+#[tokio::test]
+async fn a_table_that_was_truncated_since_is_not_read_as_empty() {
+    let cluster = cluster();
+    let (settings, session) = cluster.database("t_truncated").await;
+    let tables = "CREATE TABLE public.t AS SELECT generate_series(1, 100) AS id; CREATE TABLE public.kept AS SELECT * FROM public.t";
+    session.client().batch_execute(tables).await.unwrap();
+    let mut described = Vec::new();
+    for table in ["t", "kept"] {
+        let name = TableName { schema: "public".into(), table: table.into() };
+        described.push(describe_table(&session, &name, None).await.unwrap().unwrap());
+    }
+    session.client().batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ").await.unwrap();
+    let exported: String = session.client().query_one("SELECT pg_export_snapshot()", &[]).await.unwrap().get(0);
+    let holder = SnapshotHolder::import(&settings, &exported).await.unwrap();
+    session.client().batch_execute("COMMIT").await.unwrap();
+    session.client().batch_execute("TRUNCATE public.t; DELETE FROM public.kept").await.unwrap();
+    session.client().batch_execute("INSERT INTO public.t VALUES (1)").await.unwrap();
+
+    let mut reader = SnapshotReader::open(&settings, holder.snapshot()).await.unwrap();
+    let columns = [CopyColumn { name: "id".into(), cast: None }];
+    let whole = copy(&mut reader, &described[1], &columns, None).await;
+    assert_eq!(rows(&whole).len(), 100 * 10, "a DELETE follows snapshots");
+    for pages in [None, Some(0..1)] {
+        let mut stream = reader.copy(&described[0], &columns, pages).await.unwrap();
+        let error = loop {
+            match stream.next().await {
+                Ok(data) => assert!(data.is_some(), "the end of an empty table"),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.kind(), ErrorKind::Table);
+        assert!(error.to_string().contains("public.t") && error.to_string().contains("truncated"), "{error}");
+    }
+    // The connection can go on with other tables.
+    assert_eq!(copy(&mut reader, &described[1], &columns, None).await, whole);
+}
