@@ -93,12 +93,9 @@ async fn publish(
                 let detail =
                     format!("has row filters on {}, which the first copy would not apply", filtered.join(", "));
                 report.fail(what, detail, "publish these tables without WHERE, or take another publication");
-            } else if !(found.insert && found.update && found.delete && found.truncate) {
-                let sql = format!(
-                    "ALTER PUBLICATION {} SET (publish = 'insert, update, delete, truncate');",
-                    crate::sql::identifier(name)
-                );
-                report.fail(what, "does not publish every kind of change", format!("let its owner run: {sql}"));
+            } else if !found.unsent().is_empty() {
+                let detail = format!("does not publish {}", found.unsent().join(", "));
+                report.fail(what, detail, format!("let its owner run: {};", found.send_all_sql()));
             } else if missing.is_empty() {
                 report.pass(what, "exists and is used as it is");
             } else {

@@ -32,6 +32,20 @@ pub struct Publication {
     pub via_root: bool,
 }
 
+impl Publication {
+    /// The kinds of change that it does not send: they would be missing from whatever follows it, without a word.
+    pub fn unsent(&self) -> Vec<&'static str> {
+        let kinds =
+            [("insert", self.insert), ("update", self.update), ("delete", self.delete), ("truncate", self.truncate)];
+        kinds.into_iter().filter(|(_, sent)| !sent).map(|(kind, _)| kind).collect()
+    }
+
+    /// The statement that lets it send every kind of change.
+    pub fn send_all_sql(&self) -> String {
+        format!("ALTER PUBLICATION {} SET (publish = 'insert, update, delete, truncate')", sql::identifier(&self.name))
+    }
+}
+
 /// The publication of this name, if there is one.
 pub async fn find(session: &Session, name: &str) -> Result<Option<Publication>> {
     let failed = |error| from_client(error, "Reading the publication").context(name.to_owned());

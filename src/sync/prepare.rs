@@ -8,6 +8,7 @@ use crate::config::{Config, TablePattern, select};
 use crate::error::{Error, ErrorKind, Result, ResultExt};
 use crate::lake::PipelineRow;
 use crate::lsn::Lsn;
+use crate::source::publication::Publication;
 use crate::source::replication::{Identity, ReplicationConnection};
 use crate::source::session::Session;
 use crate::source::settings::SourceSettings;
@@ -151,17 +152,24 @@ pub async fn check_publication(session: &Session, name: &str, tables: &[ChosenTa
         )
         .remedy("publish the table without WHERE, or take another publication"));
     }
-    if !(found.insert && found.update && found.delete && found.truncate) {
-        return Err(Error::new(
-            ErrorKind::Precondition,
-            format!("the publication {name} does not publish every kind of change"),
-        )
-        .remedy(format!(
-            "let its owner run: ALTER PUBLICATION {} SET (publish = 'insert, update, delete, truncate');",
-            crate::sql::identifier(name)
-        )));
-    }
+    check_kinds(&found)?;
     Ok(true)
+}
+
+/// A publication that sends every kind of change.
+///
+/// # Errors
+/// Kind `Precondition`, with the SQL that its owner has to run.
+pub fn check_kinds(publication: &Publication) -> Result<()> {
+    let unsent = publication.unsent();
+    if unsent.is_empty() {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Precondition,
+        format!("the publication {} does not publish {}", publication.name, unsent.join(", ")),
+    )
+    .remedy(format!("let its owner run: {};", publication.send_all_sql())))
 }
 
 /// Whether the source and its slot can continue the lake from `lsn`.

@@ -153,6 +153,9 @@ async fn begin(
                     "put the former names back, or copy everything anew with the others: `duckpipe sync --resnapshot`",
                 ));
             }
+            if let Some(published) = &published {
+                prepare::check_kinds(published)?;
+            }
             let database = runner.settings.database();
             prepare::check_continuity(&runner.session, &mut replication, &runner.identity, database, &row).await?;
             drop(replication);
