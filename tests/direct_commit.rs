@@ -1,5 +1,5 @@
 //! duckpipe writes DuckLake's catalog itself. The oracle: the same changes made by stock DuckDB's own statements in a twin lake
-//! (`DELETE … USING` and `ducklake_add_data_files`) must read the same, now, in every version and in the change feed.
+//! (`DELETE … USING`, `TRUNCATE` and `ducklake_add_data_files`) must read the same, now, in every version and in the change feed.
 //!
 //! And stock DuckDB must be able to go on from what duckpipe wrote.
 
@@ -53,7 +53,9 @@ fn twin(name: &str, combination: Combination, default_seed: u64) -> Scenario<'st
              CALL lake.set_option('data_inlining_row_limit', 0, schema => 'public', table_name => '{table}')"
         ));
     }
-    let mut generator = Generator { random: StdRng::seed_from_u64(seed), models: Default::default(), next: 1 };
+    let random = StdRng::seed_from_u64(seed);
+    let mut generator = Generator { random, models: Default::default(), truncated: [false; 2], next: 1 };
+    let mut truncates = 0;
     let first = generator.flush(true);
     scenario.source.execute(&first.source);
     native.execute(&first.native(&files, 0));
@@ -75,7 +77,17 @@ fn twin(name: &str, combination: Combination, default_seed: u64) -> Scenario<'st
             "flush {flush}: one version each\n{}",
             changes.source
         );
-        for table in TABLES {
+        for (index, table) in TABLES.into_iter().enumerate() {
+            if changes.truncated[index] && !changes.net[index].0.is_empty() {
+                // By ending its files, as DuckDB does: not a word of any single row.
+                truncates += 1;
+                assert_eq!(
+                    live_and_ended(&lake, table, our_next),
+                    live_and_ended(&native, table, their_next),
+                    "flush {flush}, {table}\n{}",
+                    changes.source
+                );
+            }
             assert_eq!(
                 state(&lake, table, None),
                 state(&native, table, None),
@@ -93,6 +105,7 @@ fn twin(name: &str, combination: Combination, default_seed: u64) -> Scenario<'st
         versions.push((ours, theirs));
     }
 
+    assert!(truncates > 3, "only {truncates} truncates");
     let lake = scenario.lake.open_native();
     for (ours, theirs) in &versions {
         for table in TABLES {
@@ -141,6 +154,17 @@ fn state(lake: &NativeLake, table: &str, version: Option<i64>) -> Rows {
     lake.rows(&format!("SELECT * FROM {} ORDER BY ALL", NativeLake::table(&format!("public.{table}"), version)))
 }
 
+/// The table's live data files, whether this version ended some, and whether it deleted rows of one.
+fn live_and_ended(lake: &NativeLake, table: &str, version: i64) -> Vec<Option<String>> {
+    let catalog = "__ducklake_metadata_lake";
+    lake.rows(&format!(
+        "SELECT count(*) FILTER (f.end_snapshot IS NULL), count(*) FILTER (f.end_snapshot = {version}) > 0, \
+         (SELECT count(*) FROM {catalog}.ducklake_delete_file d WHERE d.table_id = t.table_id AND {version} IN (d.begin_snapshot, d.partial_max)) \
+         FROM {catalog}.ducklake_table t LEFT JOIN {catalog}.ducklake_data_file f USING (table_id) WHERE t.table_name = '{table}' GROUP BY t.table_id"
+    ))
+    .remove(0)
+}
+
 /// What the change feed says of some versions, without the row ids and version numbers, which are each lake's own.
 fn feed(lake: &NativeLake, table: &str, first: i64, last: i64) -> Rows {
     lake.rows(&format!(
@@ -152,6 +176,8 @@ fn feed(lake: &NativeLake, table: &str, first: i64, last: i64) -> Rows {
 struct Generator {
     random: StdRng,
     models: [BTreeMap<Key, Row>; 2],
+    /// The tables that this flush has truncated.
+    truncated: [bool; 2],
     next: i32,
 }
 
@@ -160,6 +186,8 @@ struct Changes {
     source: String,
     /// Per table, the keys whose old row goes and the rows that come.
     net: Vec<(BTreeSet<Key>, BTreeMap<Key, Row>)>,
+    /// The tables all of whose old rows go at once.
+    truncated: [bool; 2],
 }
 
 impl Generator {
@@ -184,6 +212,7 @@ impl Generator {
 
     fn flush(&mut self, first: bool) -> Changes {
         let before = self.models.clone();
+        self.truncated = [false; 2];
         let mut source = String::new();
         let transactions = if first { 1 } else { self.random.random_range(1..6) };
         for _ in 0..transactions {
@@ -192,7 +221,11 @@ impl Generator {
             for _ in 0..operations {
                 let table = self.random.random_range(0..TABLES.len());
                 let kind = if first { 0 } else { self.random.random_range(0..8) };
-                self.operation(&mut source, table, kind);
+                if !first && self.random.random_bool(0.01) {
+                    self.truncate(&mut source, table);
+                } else {
+                    self.operation(&mut source, table, kind);
+                }
             }
             source += "COMMIT;\n";
         }
@@ -201,14 +234,33 @@ impl Generator {
         let net = before
             .iter()
             .zip(&self.models)
-            .map(|(before, after)| {
-                let touched = |key: &Key| source.contains(&touch(key));
+            .zip(self.truncated)
+            .map(|((before, after), truncated)| {
+                let touched = |key: &Key| truncated || source.contains(&touch(key));
                 let gone = before.iter().filter(|(key, row)| after.get(*key) != Some(row) || touched(key));
                 let new = after.iter().filter(|(key, row)| before.get(*key) != Some(row) || touched(key));
                 (gone.map(|(key, _)| key.clone()).collect(), new.map(|(key, row)| (key.clone(), row.clone())).collect())
             })
             .collect();
-        Changes { source, net }
+        Changes { source, net, truncated: self.truncated }
+    }
+
+    /// The table is emptied, perhaps after some of its rows were changed, and perhaps loaded again, with keys that it had too.
+    fn truncate(&mut self, source: &mut String, table: usize) {
+        for kind in [0, 1, 3] {
+            self.operation(source, table, kind);
+        }
+        writeln!(source, "TRUNCATE {};", TABLES[table]).unwrap();
+        self.truncated[table] = true;
+        let before = std::mem::take(&mut self.models[table]);
+        if self.random.random_bool(0.7) {
+            for key in before.into_keys().step_by(3) {
+                let row = self.row();
+                writeln!(source, "INSERT INTO {} VALUES ({}, {row});", TABLES[table], literal(&key)).unwrap();
+                self.models[table].insert(key, row);
+            }
+            (0..40).for_each(|_| self.operation(source, table, 0));
+        }
     }
 
     fn operation(&mut self, source: &mut String, table: usize, kind: u32) {
@@ -292,7 +344,7 @@ impl Changes {
     fn native(&self, files: &std::path::Path, flush: usize) -> String {
         let mut prepare = String::new();
         let mut change = "BEGIN;\n".to_owned();
-        for (table, (gone, new)) in TABLES.iter().zip(&self.net) {
+        for ((table, (gone, new)), truncated) in TABLES.iter().zip(&self.net).zip(self.truncated) {
             writeln!(prepare, "DELETE FROM gone_{table}; DELETE FROM new_{table};").unwrap();
             for key in gone {
                 writeln!(prepare, "INSERT INTO gone_{table} VALUES ({});", literal(key)).unwrap();
@@ -300,7 +352,9 @@ impl Changes {
             for (key, row) in new {
                 writeln!(prepare, "INSERT INTO new_{table} VALUES ({}, {row});", literal(key)).unwrap();
             }
-            if !gone.is_empty() {
+            if truncated {
+                writeln!(change, "TRUNCATE lake.public.{table};").unwrap();
+            } else if !gone.is_empty() {
                 writeln!(
                     change,
                     "DELETE FROM lake.public.{table} USING gone_{table} g WHERE {table}.k = g.k AND {table}.part = g.part;"

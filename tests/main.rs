@@ -20,6 +20,7 @@ mod prefix_consistency;
 mod slot_progress;
 mod soak;
 mod stopped_table;
+mod truncate;
 mod types;
 mod validation;
 mod values;

@@ -55,6 +55,15 @@ fn stays_within(limit: u64, name: &str) {
     let update = format!("UPDATE big SET k = k + 1 WHERE id <= {rows}");
     step("one transaction that updates each row twice", &format!("BEGIN; {update}; {update}; COMMIT"));
     step("one DELETE", &format!("DELETE FROM big WHERE id > {rows}"));
+    step("one TRUNCATE", "TRUNCATE big");
+    // What is taken away again within its transaction is not kept either.
+    let load = format!(
+        "INSERT INTO big SELECT i, i % 1000, repeat(md5(i::text), 4), repeat('z', 60) FROM generate_series(1, {rows}) i"
+    );
+    step(
+        "one transaction that loads twice, truncating before",
+        &format!("BEGIN; {load}; TRUNCATE big; {load}; COMMIT"),
+    );
     running.terminate().expect(0);
     assert_eq!(assert_equal(&client, &lake.open_native(), "public.big"), rows);
 }

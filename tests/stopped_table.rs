@@ -115,24 +115,6 @@ fn recovers(scenario: &Scenario<'_>) {
 }
 
 #[test]
-fn truncate() {
-    let scenario = synced("stop_truncate", Combination::EMBEDDED, "");
-    stops(&scenario, "TRUNCATE stops", &["truncate", "--resnapshot"]);
-    recovers(&scenario);
-}
-
-#[test]
-fn truncate_of_all_with_rows_after() {
-    let scenario = synced("stop_truncate_more", POSTGRES, "");
-    stops(
-        &scenario,
-        "BEGIN; TRUNCATE stops; INSERT INTO stops VALUES (1, 1, 'new'); COMMIT",
-        &["truncate", "--resnapshot"],
-    );
-    recovers(&scenario);
-}
-
-#[test]
 fn add_column() {
     let scenario = synced("stop_add", Combination::EMBEDDED, "");
     stops(

@@ -45,7 +45,7 @@ pub struct TableCommit {
     pub data: Vec<DataFile>,
     /// New delete files.
     pub deletes: Vec<DeleteCommit>,
-    /// End all current files first: `data` is a fresh copy.
+    /// End all current files first: the table was truncated, or `data` is a fresh copy. No `deletes` then.
     pub replace: bool,
     /// Rows copied, added to the table's count.
     pub rows_copied: u64,

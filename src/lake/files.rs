@@ -1,6 +1,6 @@
 //! The data files and delete files that a table consists of at the newest snapshot.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::Lake;
 use super::session::Session;
@@ -102,6 +102,41 @@ impl Lake {
         let tables = tables.to_vec();
         self.run(move |session| session.transaction(|session| read(session, &tables))).await
     }
+
+    /// Those of the tables that show rows at the newest snapshot, wherever these are kept. The catalog's counts tell.
+    pub async fn with_rows(&self, table_ids: &[i64]) -> Result<HashSet<i64>> {
+        if table_ids.is_empty() {
+            return Ok(HashSet::new());
+        }
+        let ids = id_list(table_ids.iter().copied());
+        self.run(move |session| session.transaction(|session| with_rows(session, &ids))).await
+    }
+}
+
+fn with_rows(session: &Session, table_ids: &str) -> Result<HashSet<i64>> {
+    let metadata = session.tables();
+    let sql = format!(
+        "SELECT f.table_id FROM {metadata}.ducklake_data_file f LEFT JOIN {metadata}.ducklake_delete_file d \
+         ON d.data_file_id = f.data_file_id AND d.end_snapshot IS NULL \
+         WHERE f.table_id IN ({table_ids}) AND f.end_snapshot IS NULL \
+         GROUP BY f.table_id HAVING sum(f.record_count) > sum(COALESCE(d.delete_count, 0))"
+    );
+    let mut found: HashSet<i64> = session.read(&sql, |row| row.get::<_, i64>(0))?.into_iter().collect();
+    let sql = format!(
+        "SELECT table_id, table_name FROM {metadata}.ducklake_inlined_data_tables WHERE table_id IN ({table_ids})"
+    );
+    for (table_id, table) in session.read(&sql, |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)))? {
+        if holds_rows(session, &table, "WHERE end_snapshot IS NULL")? {
+            found.insert(table_id);
+        }
+    }
+    Ok(found)
+}
+
+/// Whether a table of the catalog has a row that meets the condition.
+fn holds_rows(session: &Session, table: &str, condition: &str) -> Result<bool> {
+    let sql = format!("SELECT count(*) FROM {}.{} {condition}", session.tables(), identifier(table));
+    Ok(session.read(&sql, |row| row.get::<_, i64>(0))?.first().is_some_and(|count| *count > 0))
 }
 
 fn read(session: &Session, tables: &[(i64, Vec<i64>)]) -> Result<LiveFiles> {
@@ -219,10 +254,6 @@ fn read_bounds(session: &Session, tables: &[(i64, Vec<i64>)]) -> Result<HashMap<
 /// Rows and deletes that somebody else left in the catalog instead of in files would be missed by a lookup over files.
 pub(super) fn refuse_inlined(session: &Session, table_ids: &str) -> Result<()> {
     let metadata = session.tables();
-    let holds_rows = |table: &str, condition: &str| -> Result<bool> {
-        let sql = format!("SELECT count(*) FROM {metadata}.{} {condition}", identifier(table));
-        Ok(session.read(&sql, |row| row.get::<_, i64>(0))?.first().is_some_and(|count| *count > 0))
-    };
     let refuse = |table: &str| {
         Err(Error::new(
             ErrorKind::Table,
@@ -232,14 +263,14 @@ pub(super) fn refuse_inlined(session: &Session, table_ids: &str) -> Result<()> {
     };
     let sql = format!("SELECT table_name FROM {metadata}.ducklake_inlined_data_tables WHERE table_id IN ({table_ids})");
     for table in session.read(&sql, |row| row.get::<_, String>(0))? {
-        if holds_rows(&table, "WHERE end_snapshot IS NULL")? {
+        if holds_rows(session, &table, "WHERE end_snapshot IS NULL")? {
             return refuse(&table);
         }
     }
     let deletes =
         table_ids.split(", ").map(|table_id| format!("ducklake_inlined_delete_{table_id}")).collect::<Vec<_>>();
     for table in session.existing_tables(&deletes)? {
-        if holds_rows(&table, "")? {
+        if holds_rows(session, &table, "")? {
             return refuse(&table);
         }
     }

@@ -99,7 +99,8 @@ impl<'a> Script<'a> {
         Ok(())
     }
 
-    /// As DuckLake's own DELETE of all rows does it: data files end; their delete files need not, they hang on them.
+    /// As DuckLake's own TRUNCATE, or DELETE of all rows, does it: data files end; their delete files stay as they are, they hang
+    /// on them. Nor do the table's statistics change: they are of all rows that it ever had.
     fn end_all_files(&mut self, table_id: i64) {
         let (tables, id) = (self.tables.clone(), self.id);
         self.statement(&format!(

@@ -11,16 +11,20 @@ use arrow::ipc::reader::StreamReader;
 use arrow::ipc::writer::StreamWriter;
 
 use crate::batch::change::{ChangeBatch, Op};
-use crate::error::{Because, ErrorKind, Result};
+use crate::error::{Because, Error, ErrorKind, Result};
 
 /// The events of one table in the order in which the source committed them, numbered from 0.
+///
+/// A TRUNCATE is one event, whatever the number of rows that it removes. It lasts until [`ChangeLog::settle`], which turns it
+/// into a property of the log.
 #[derive(Clone, Debug)]
 pub struct ChangeLog {
     /// The key's column indices.
     key: Vec<usize>,
     segments: Vec<Segment>,
     events: u64,
-    inserts_only: bool,
+    /// The source emptied the table before the first event.
+    truncated: bool,
     /// Events that hold values that became NULL because their type could not hold them: event, number of values.
     nulled: Vec<(u64, u64)>,
     spill: Option<Arc<Spill>>,
@@ -59,12 +63,19 @@ struct Segment {
     /// The first event of the batch that belongs to this segment.
     start: usize,
     len: usize,
+    /// Each event is an INSERT.
+    inserts_only: bool,
 }
 
 #[derive(Clone, Debug)]
 enum Place {
     Memory(Box<ChangeBatch>),
-    Disk { keys: Extent, rows: Extent },
+    Disk {
+        keys: Extent,
+        rows: Extent,
+    },
+    /// One event: the source emptied the table.
+    Truncation,
 }
 
 /// Where a batch lies in the spill file, in bytes.
@@ -77,7 +88,7 @@ struct Extent {
 impl ChangeLog {
     /// An empty log of a table whose key is made of these columns.
     pub fn new(key: Vec<usize>) -> Self {
-        ChangeLog { key, segments: Vec::new(), events: 0, inserts_only: true, nulled: Vec::new(), spill: None }
+        ChangeLog { key, segments: Vec::new(), events: 0, truncated: false, nulled: Vec::new(), spill: None }
     }
 
     /// Appends events.
@@ -86,9 +97,30 @@ impl ChangeLog {
         if len == 0 {
             return;
         }
-        self.inserts_only &= arrow::compute::max(&batch.ops) == Some(Op::Insert as u8);
+        let inserts_only = arrow::compute::max(&batch.ops) == Some(Op::Insert as u8);
         self.events += len as u64;
-        self.segments.push(Segment { place: Place::Memory(Box::new(batch)), start: 0, len });
+        self.segments.push(Segment { place: Place::Memory(Box::new(batch)), start: 0, len, inserts_only });
+    }
+
+    /// Appends a TRUNCATE. The events after the first `committed` belong to the same transaction: what they left is gone.
+    pub fn truncate(&mut self, committed: u64) {
+        drop(self.split_off(committed));
+        self.events += 1;
+        self.segments.push(Segment { place: Place::Truncation, start: 0, len: 1, inserts_only: false });
+    }
+
+    /// Drops what the last TRUNCATE removed, and the TRUNCATE itself: [`ChangeLog::is_truncated`] tells of it from then on.
+    pub fn settle(&mut self) {
+        let truncation = |segment: &Segment| matches!(segment.place, Place::Truncation);
+        if let Some(last) = self.segments.iter().rposition(truncation) {
+            let up_to_it: usize = self.segments[..=last].iter().map(|segment| segment.len).sum();
+            *self = ChangeLog { truncated: true, ..self.split_off(up_to_it as u64) };
+        }
+    }
+
+    /// Whether the source emptied the table before the first event: no row of the lake is left.
+    pub fn is_truncated(&self) -> bool {
+        self.truncated
     }
 
     /// Notes which rows of the batch that is pushed next hold values that became NULL by policy, and how many.
@@ -108,7 +140,7 @@ impl ChangeLog {
 
     /// Whether every event is an INSERT, so that each row stays and no key can be in the lake already.
     pub fn inserts_only(&self) -> bool {
-        self.inserts_only
+        self.segments.iter().all(|segment| segment.inserts_only)
     }
 
     /// Bytes of memory that the events hold; what was spilled counts nothing.
@@ -117,7 +149,7 @@ impl ChangeLog {
             .iter()
             .map(|segment| match &segment.place {
                 Place::Memory(batch) => batch.memory(),
-                Place::Disk { .. } => 0,
+                Place::Disk { .. } | Place::Truncation => 0,
             })
             .sum()
     }
@@ -145,8 +177,9 @@ impl ChangeLog {
     /// # Errors
     /// Transient, when the spill file can't be read.
     pub fn keyed_events(&self, segment: usize) -> Result<KeyedEvents> {
-        let Segment { place, start, len } = &self.segments[segment];
+        let Segment { place, start, len, .. } = &self.segments[segment];
         match place {
+            Place::Truncation => Err(unsettled()),
             Place::Memory(batch) => Ok(KeyedEvents {
                 ops: batch.ops.slice(*start, *len),
                 unchanged: batch.unchanged.as_ref().map(|array| array.slice(*start, *len)),
@@ -170,8 +203,9 @@ impl ChangeLog {
     /// # Errors
     /// Transient, when the spill file can't be read.
     pub fn rows(&self, segment: usize) -> Result<RecordBatch> {
-        let Segment { place, start, len } = &self.segments[segment];
+        let Segment { place, start, len, .. } = &self.segments[segment];
         match place {
+            Place::Truncation => Err(unsettled()),
             Place::Memory(batch) => Ok(batch.rows.slice(*start, *len)),
             Place::Disk { rows, .. } => Ok(self.read(*rows)?.slice(*start, *len)),
         }
@@ -181,7 +215,6 @@ impl ChangeLog {
     #[must_use]
     pub fn split_off(&mut self, events: u64) -> ChangeLog {
         let mut rest = ChangeLog { spill: self.spill.clone(), ..ChangeLog::new(self.key.clone()) };
-        rest.inserts_only = self.inserts_only;
         let cut = self.nulled.partition_point(|(event, _)| *event < events);
         rest.nulled = self.nulled.split_off(cut).into_iter().map(|(event, values)| (event - events, values)).collect();
         let mut kept = Vec::new();
@@ -200,9 +233,6 @@ impl ChangeLog {
         self.events -= rest.events;
         self.segments = kept;
         for log in [self, &mut rest] {
-            if log.events == 0 {
-                log.inserts_only = true;
-            }
             if !log.segments.iter().any(|s| matches!(s.place, Place::Disk { .. })) {
                 log.spill = None;
             }
@@ -224,7 +254,7 @@ impl ChangeLog {
             let keys = key_batch(batch, &self.key)?.slice(segment.start, segment.len);
             let rows = batch.rows.slice(segment.start, segment.len);
             let place = Place::Disk { keys: spill.append(&keys)?, rows: spill.append(&rows)? };
-            *segment = Segment { place, start: 0, len: segment.len };
+            *segment = Segment { place, start: 0, ..*segment };
         }
         self.spill = Some(spill);
         Ok(())
@@ -232,7 +262,7 @@ impl ChangeLog {
 
     fn read(&self, extent: Extent) -> Result<RecordBatch> {
         let Some(spill) = &self.spill else {
-            return Err(crate::error::Error::new(ErrorKind::Internal, "a spilled segment has lost its file"));
+            return Err(Error::new(ErrorKind::Internal, "a spilled segment has lost its file"));
         };
         spill.read(extent)
     }
@@ -245,6 +275,10 @@ impl ChangeBatch {
             + self.ops.get_array_memory_size()
             + self.unchanged.as_ref().map_or(0, Array::get_array_memory_size)
     }
+}
+
+fn unsettled() -> Error {
+    Error::new(ErrorKind::Internal, "a TRUNCATE is read as if it were rows")
 }
 
 fn projection() -> String {
@@ -295,7 +329,7 @@ impl Spill {
         let mut reader = StreamReader::try_new(bytes.as_slice(), None).because(ErrorKind::Internal, failed)?;
         match reader.next() {
             Some(batch) => batch.because(ErrorKind::Internal, failed),
-            None => Err(crate::error::Error::new(ErrorKind::Internal, failed())),
+            None => Err(Error::new(ErrorKind::Internal, failed())),
         }
     }
 }

@@ -3,7 +3,7 @@
 //! Order of what is durable: the upload is recorded, the files are written, the catalog commits files and LSN together. Whoever
 //! dies in between leaves the lake as it was, and files that the next start removes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
@@ -56,7 +56,7 @@ pub struct Flush {
     pub lsn: Lsn,
     /// When that transaction committed at the source, µs since 1970.
     pub commit_ts: Option<i64>,
-    /// The changes, a table each.
+    /// The changes, a table each, settled.
     pub logs: Vec<(Arc<SyncTable>, ChangeLog)>,
     /// The state that the flushed tables have from then on.
     pub state: TableState,
@@ -174,7 +174,8 @@ pub async fn flush(pipeline: &Pipeline, flush: &Flush) -> Result<(), FlushError>
                 table_id: r.table.lake.table_id,
                 data: r.data.clone(),
                 deletes,
-                replace: false,
+                // Without rows in the lake there is nothing to remove, and no snapshot to make for it.
+                replace: r.log.is_truncated() && base.with_rows.contains(&r.table.lake.table_id),
                 rows_copied: 0,
                 rows_applied: r.net.changes,
                 values_nulled: r.log.nulled(),
@@ -232,10 +233,13 @@ async fn discard(pipeline: &Pipeline, paths: &[String]) {
     }
 }
 
-/// The live files of the tables whose old rows are looked up, as of one snapshot.
+/// What the flush builds upon, as of one snapshot: any commit after it is a conflict.
 struct Base {
     snapshot: i64,
+    /// The live files of the tables whose old rows are looked up.
     files: HashMap<i64, Vec<LiveFile>>,
+    /// Those of the truncated tables that hold rows.
+    with_rows: HashSet<i64>,
 }
 
 async fn live_files(pipeline: &Pipeline, resolved: &[Resolved<'_>]) -> Result<Base> {
@@ -245,7 +249,9 @@ async fn live_files(pipeline: &Pipeline, resolved: &[Resolved<'_>]) -> Result<Ba
         .map(|r| (r.table.lake.table_id, r.table.lake.key_ids(&r.table.layout)))
         .collect();
     let live = pipeline.lake.live_files(&tables).await?;
-    Ok(Base { snapshot: live.base_snapshot, files: live.files.into_iter().collect() })
+    let truncated = resolved.iter().filter(|r| r.log.is_truncated()).map(|r| r.table.lake.table_id);
+    let with_rows = pipeline.lake.with_rows(&truncated.collect::<Vec<_>>()).await?;
+    Ok(Base { snapshot: live.base_snapshot, files: live.files.into_iter().collect(), with_rows })
 }
 
 async fn locate_all(

@@ -21,7 +21,7 @@ pub struct NetChange {
     pub lookups: RoaringTreemap,
     /// For each event with unchanged TOAST values: the image that they are unchanged from.
     pub origins: Origins,
-    /// The number of rows that the source inserted, updated or deleted.
+    /// The number of rows that the source inserted, updated or deleted, but for those that a TRUNCATE removed afterwards.
     pub changes: u64,
 }
 
@@ -110,7 +110,7 @@ struct Key {
 /// Bytes that a key costs beside its own encoding, in the table and the arena.
 const KEY_OVERHEAD: usize = 64;
 
-/// Resolves a log. `memory` bounds the bytes for keys: a log with more keys is read in several passes over its keys, each of
+/// Resolves a log that is settled. `memory` bounds the bytes for keys: a log with more keys is read in several passes over its keys, each of
 /// which sees one part of them.
 ///
 /// # Errors
@@ -158,6 +158,9 @@ fn resolve_part(log: &ChangeLog, layout: &TableLayout, part: u64, parts: u64, ne
                     let start = arena.len();
                     arena.extend_from_slice(bytes);
                     let was_in_lake = !matches!(op, Op::Insert | Op::MoveIn);
+                    if was_in_lake && log.is_truncated() {
+                        return Err(contradiction(layout, op));
+                    }
                     let key = Key {
                         start,
                         len: bytes.len() as u32,
@@ -204,7 +207,7 @@ fn op_at(code: u8) -> Result<Op> {
 fn contradiction(layout: &TableLayout, op: Op) -> Error {
     let what = match op {
         Op::Insert | Op::MoveIn => "the source inserts a key that already exists",
-        _ => "the source changes a key that it deleted before",
+        _ => "the source changes a key that it removed before",
     };
     Error::new(ErrorKind::Table, format!("{}: {what}; lake and source have parted", layout.table))
         .remedy("take a fresh copy: `duckpipe sync --resnapshot`")
@@ -306,8 +309,11 @@ mod tests {
 
     /// What a user does to a table with a few keys, as (kind, key, other key, keeps the big value).
     fn operations() -> impl Strategy<Value = Vec<(u8, i64, i64, bool)>> {
-        prop::collection::vec((0..4u8, 0..6i64, 0..6i64, any::<bool>()), 0..120)
+        let kind = prop_oneof![40 => 0..4u8, 1 => Just(TRUNCATE)];
+        prop::collection::vec((kind, 0..6i64, 0..6i64, any::<bool>()), 0..120)
     }
+
+    const TRUNCATE: u8 = 4;
 
     proptest! {
         /// Applying the net change to the old table gives the table that the events lead to, whatever the number of passes
@@ -321,8 +327,15 @@ mod tests {
         ) {
             let old: BTreeMap<i64, String> = (0..3).map(|k| (k, format!("lake{k}"))).collect();
             let mut model = old.clone();
-            let mut changes: Vec<Vec<Event>> = Vec::new();
+            // From one TRUNCATE to the next.
+            let mut parts: Vec<Vec<Vec<Event>>> = vec![Vec::new()];
             for (n, (kind, key, other, keep)) in operations.into_iter().enumerate() {
+                if kind == TRUNCATE {
+                    model.clear();
+                    parts.push(Vec::new());
+                    continue;
+                }
+                let changes = parts.last_mut().unwrap();
                 let value = format!("v{n}");
                 let given = (!keep).then(|| value.clone());
                 match (kind, model.contains_key(&key)) {
@@ -350,19 +363,28 @@ mod tests {
             }
             let mut log = ChangeLog::new(vec![0]);
             let mut cuts = cuts.into_iter().cycle();
-            let mut rest = changes.as_slice();
-            while !rest.is_empty() {
-                let (now, later) = rest.split_at(cuts.next().unwrap().min(rest.len()));
-                log.push(batch(&now.concat()));
-                if spill {
-                    log.spill(&std::env::temp_dir()).unwrap();
+            for (number, part) in parts.iter().enumerate() {
+                if number > 0 {
+                    // Some of the events before belong to the same transaction.
+                    log.truncate(log.events() * cuts.next().unwrap() as u64 / 20);
                 }
-                rest = later;
+                let mut rest = part.as_slice();
+                while !rest.is_empty() {
+                    let (now, later) = rest.split_at(cuts.next().unwrap().min(rest.len()));
+                    log.push(batch(&now.concat()));
+                    if spill {
+                        log.spill(&std::env::temp_dir()).unwrap();
+                    }
+                    rest = later;
+                }
             }
+            log.settle();
+            prop_assert_eq!(log.is_truncated(), parts.len() > 1);
             let net = resolve(&log, &layout(), memory).unwrap();
 
+            let changes = parts.pop().unwrap();
             let events = changes.concat();
-            let mut applied = old.clone();
+            let mut applied = if log.is_truncated() { BTreeMap::new() } else { old.clone() };
             for lookup in &net.lookups {
                 prop_assert!(applied.remove(&events[lookup as usize].1).is_some());
             }
@@ -388,6 +410,45 @@ mod tests {
         let insert = |value: &str| (Op::Insert, 1, Some(value.to_owned()));
         log.push(batch(&[insert("a"), (Op::Update, 1, Some("b".into())), insert("c")]));
         assert_eq!(resolve(&log, &layout(), usize::MAX).unwrap_err().kind(), ErrorKind::Table);
+    }
+
+    /// After a TRUNCATE a row can only be changed once it was inserted.
+    #[test]
+    fn a_change_of_a_row_that_a_truncate_removed_is_a_contradiction() {
+        for op in [Op::Update, Op::Delete, Op::MoveOut] {
+            let mut log = ChangeLog::new(vec![0]);
+            log.push(batch(&[(Op::Insert, 1, Some("a".into()))]));
+            log.truncate(1);
+            log.push(batch(&[(op, 1, Some("b".into()))]));
+            log.settle();
+            assert_eq!(resolve(&log, &layout(), usize::MAX).unwrap_err().kind(), ErrorKind::Table, "{op:?}");
+        }
+    }
+
+    /// A TRUNCATE of an open transaction leaves those before it as they are, and needs no row of the lake for an UPDATE that it
+    /// made void.
+    #[test]
+    fn a_truncate_lies_between_its_neighbours() {
+        let mut log = ChangeLog::new(vec![0]);
+        log.push(batch(&[(Op::Update, 1, None), (Op::Insert, 2, Some("a".into()))]));
+        let committed = log.events();
+        log.push(batch(&[(Op::Update, 1, None), (Op::Insert, 3, Some("gone".into()))]));
+        log.truncate(committed);
+        assert_eq!(log.events(), committed + 1, "what the same transaction did before is forgotten at once");
+        log.push(batch(&[(Op::Insert, 1, Some("new".into()))]));
+
+        let mut first = log.clone();
+        let mut rest = first.split_off(committed);
+        first.settle();
+        rest.settle();
+        assert!(!first.is_truncated() && rest.is_truncated());
+        assert_eq!(resolve(&first, &layout(), usize::MAX).unwrap().lookups.iter().collect::<Vec<_>>(), [0]);
+        assert!(rest.inserts_only() && rest.events() == 1);
+
+        log.settle();
+        let net = resolve(&log, &layout(), usize::MAX).unwrap();
+        assert!(log.is_truncated() && net.lookups.is_empty() && net.origins.lookups().is_empty());
+        assert_eq!((net.winners.len(), net.changes), (1, 1));
     }
 
     #[test]

@@ -96,6 +96,13 @@ impl StreamTable {
         Ok(())
     }
 
+    /// The open transaction empties the table.
+    fn truncate(&mut self) -> Result<()> {
+        self.seal()?;
+        self.log.truncate(self.committed);
+        Ok(())
+    }
+
     fn fail(&mut self, failure: Failure) {
         self.log = ChangeLog::new(self.table.layout.key.clone());
         self.builder = ChangeBuilder::new(Arc::clone(&self.table.layout), self.on_unrepresentable);
@@ -319,22 +326,23 @@ impl Stream {
                     }
                 }
             }
+            // The message names each table that CASCADE reached; sequences, which RESTART IDENTITY sets back, are not in the lake.
             Message::Truncate { oids, .. } => {
                 for oid in oids {
-                    if let Some(table) = self.tables.get_mut(&oid)
-                        && table.failed.is_none()
-                    {
-                        let error = Error::new(
-                            ErrorKind::Table,
-                            format!("{} was truncated, which is not applied yet", table.table.layout.table),
-                        );
-                        quarantine(table, error.remedy("take a fresh copy: `duckpipe sync --resnapshot`"))?;
-                    }
+                    self.truncate(oid)?;
                 }
             }
             Message::Origin | Message::Type | Message::Logical(_) => {}
         }
         Ok(())
+    }
+
+    fn truncate(&mut self, oid: u32) -> Result<()> {
+        let Some(table) = self.tables.get_mut(&oid).filter(|table| table.failed.is_none()) else { return Ok(()) };
+        if self.touched.last() != Some(&oid) {
+            self.touched.push(oid);
+        }
+        table.truncate()
     }
 
     fn change(&mut self, oid: u32, append: impl FnOnce(&mut StreamTable, &RelationMap) -> Result<()>) -> Result<()> {
@@ -435,7 +443,9 @@ impl Stream {
             }
             table.seal()?;
             let later = table.log.split_off(events);
-            logs.push((Arc::clone(&table.table), std::mem::replace(&mut table.log, later)));
+            let mut log = std::mem::replace(&mut table.log, later);
+            log.settle();
+            logs.push((Arc::clone(&table.table), log));
             table.committed -= events;
         }
         let flush = Flush {

@@ -2,7 +2,7 @@
 //!
 //! Its values are those of the types' output functions, quoted as SQL literals where they are not numbers or booleans.
 
-/// A change of one row. Names are quoted as SQL quotes them.
+/// A change of one row, or a TRUNCATE of one table. Names are quoted as SQL quotes them.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Change {
     /// Schema and table.
@@ -11,16 +11,17 @@ pub struct Change {
     pub kind: Kind,
     /// The old key, or under REPLICA IDENTITY FULL the old row without its NULLs; empty where the key did not change.
     pub old: Vec<Column>,
-    /// The new row; empty for a DELETE.
+    /// The new row; empty for a DELETE and for a TRUNCATE.
     pub new: Vec<Column>,
 }
 
-/// What happens to a row.
+/// What happens to a row, or to all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Insert,
     Update,
     Delete,
+    Truncate,
 }
 
 /// A column's name, as SQL quotes it, and its value.
@@ -44,6 +45,9 @@ pub fn change(line: &str) -> Option<Change> {
     let name = identifier(rest)?;
     let rest = rest[name.len()..].strip_prefix(": ")?;
     let table = format!("{schema}.{name}");
+    if rest.starts_with("TRUNCATE: ") {
+        return Some(Change { table, kind: Kind::Truncate, old: vec![], new: vec![] });
+    }
     if let Some(rest) = rest.strip_prefix("INSERT: ") {
         return Some(Change { table, kind: Kind::Insert, old: vec![], new: columns(rest)?.0 });
     }
@@ -119,4 +123,6 @@ fn test_decoding_is_understood() {
     assert_eq!(values[..4], expected);
     assert_eq!(values[4..], [Value::Unchanged, Value::Null, literal("'{1,NULL}'")]);
     assert_eq!(change.new[1].0, "\"a\"\"]: \"");
+    let truncate = super::decoding::change("table \"Odd: [x]\".t: TRUNCATE: restart_seqs").unwrap();
+    assert_eq!((truncate.table.as_str(), truncate.kind), ("\"Odd: [x]\".t", Kind::Truncate));
 }

@@ -19,6 +19,9 @@ use workload::Workload;
 
 /// Committed transactions that are there before the pipeline starts: the snapshot copies what they left.
 const BEFORE: u32 = 150;
+/// Committed transactions until which no table is truncated, so that none is before it is copied: what was not copied in the state
+/// of the snapshot stops.
+const UNTRUNCATED: u32 = 500;
 /// Committed transactions per run, at least.
 const COMMITS: u32 = 2_100;
 /// So many times the writers wait until the lake has caught up, so that there are at least as many versions.
@@ -72,6 +75,10 @@ fn run(combination: Combination, seed: u64) {
     let mut running = duckpipe.sync();
     write_until_streaming(&duckpipe, &mut running, &mut workload);
     told("all tables stream", &workload);
+    // By the time of the copy nothing is decided: all transactions end here in every run.
+    workload.until(UNTRUNCATED);
+    workload.finish();
+    workload.truncate_too();
     let continuous = workload.commits() + (COMMITS - BEFORE) * 2 / 3;
     for round in 1..=ROUNDS {
         // Sometimes one commit to a version, sometimes many.
@@ -109,6 +116,7 @@ fn run(combination: Combination, seed: u64) {
         comparison.run(&source, &native).unwrap_or_else(|report| panic!("at the end: {report}"));
     }
     assert!(compared >= VERSIONS, "only {compared} versions");
+    assert!(model.truncates > 3, "only {} truncates", model.truncates);
     told("all rows are equal", &workload);
 }
 
@@ -117,7 +125,12 @@ fn write_until_streaming(duckpipe: &Duckpipe, running: &mut Running<'_>, workloa
     let start = Instant::now();
     loop {
         for _ in 0..100 {
-            workload.step();
+            if workload.commits() < UNTRUNCATED {
+                workload.step();
+            }
+        }
+        if workload.commits() >= UNTRUNCATED {
+            workload.finish();
         }
         match duckpipe.try_status() {
             Ok(status) if status.all("streaming") => return,

@@ -35,6 +35,8 @@ pub struct Workload {
     began: u32,
     commits: u32,
     next_id: u64,
+    /// Tables are truncated too.
+    truncates: bool,
     /// A position before the last commit that left a change.
     before_last_commit: Lsn,
 }
@@ -75,6 +77,7 @@ impl Workload {
             began: 0,
             commits: 0,
             next_id: 0,
+            truncates: false,
             before_last_commit: Lsn::ZERO,
         }
     }
@@ -87,6 +90,11 @@ impl Workload {
     /// A position that is passed when the last commit is, and not before.
     pub fn before_last_commit(&self) -> Lsn {
         self.before_last_commit
+    }
+
+    /// From now on TRUNCATE is among the statements. It waits for whoever reads a table, such as the first copy.
+    pub fn truncate_too(&mut self) {
+        self.truncates = true;
     }
 
     /// Goes on until `count` transactions are committed.
@@ -117,6 +125,9 @@ impl Workload {
         let table = transaction.tables[self.rng.random_range(0..transaction.tables.len())];
         if huge {
             return self.huge_statement(session, table);
+        }
+        if self.truncates && self.rng.random_ratio(1, 100) {
+            return self.truncate(session, table);
         }
         match self.rng.random_range(0..100) {
             0..32 => self.insert(session, table),
@@ -292,6 +303,17 @@ impl Workload {
         let sql = format!("UPDATE {} SET {set} WHERE {}", TABLES[table].sql(), conditions(&TABLES[table], &numbers));
         let changes: Vec<_> = numbers.iter().map(|number| ((table, *number), true)).collect();
         self.write(session, &sql, &changes);
+    }
+
+    /// Removes all rows, where no other open transaction has anything to do with the table. None will before this one ends: it has
+    /// touched all keys then.
+    fn truncate(&mut self, session: usize, table: usize) {
+        let all = 0..SMALL + TABLES[table].huge;
+        if all.clone().any(|number| !self.free(session, (table, number))) {
+            return;
+        }
+        let changes: Vec<_> = all.map(|number| ((table, number), false)).collect();
+        self.write(session, &format!("TRUNCATE {}", TABLES[table].sql()), &changes);
     }
 
     fn savepoint(&mut self, session: usize) {

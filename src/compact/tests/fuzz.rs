@@ -31,6 +31,9 @@ async fn run(kind: Kind, seed: u64) {
             _ if step < 3 => {
                 table.flush(&lab, &table.random_changes(&mut random, 30)).await;
             }
+            0..12 if random.random_bool(0.06) => {
+                table.truncate(&lab, &table.random_changes(&mut random, 20)).await;
+            }
             0..12 => {
                 table.flush(&lab, &table.random_changes(&mut random, 30)).await;
             }
@@ -57,11 +60,21 @@ async fn run(kind: Kind, seed: u64) {
                     continue;
                 }
                 let rewritten = compactor.rewrite(view.oldest, known, sources).await.unwrap();
+                let mut truncated = false;
                 for _ in 0..random.random_range(1..4) {
-                    table.flush(&lab, &table.random_changes(&mut random, 20)).await;
+                    let changes = table.random_changes(&mut random, 20);
+                    if random.random_bool(0.04) {
+                        table.truncate(&lab, &changes).await;
+                        truncated = true;
+                    } else {
+                        table.flush(&lab, &changes).await;
+                    }
                 }
                 match compactor.replace(known, rewritten).await.unwrap() {
-                    Outcome::Replaced { carried_over, .. } => carried += carried_over,
+                    Outcome::Replaced { carried_over, .. } if !truncated => carried += carried_over,
+                    Outcome::GivenUp(_) if truncated => {
+                        compactor.lake.discard_uploads(&compactor.run, &compactor.store).await.unwrap();
+                    }
                     other => panic!("seed {seed} step {step}: {other:?}"),
                 }
             }

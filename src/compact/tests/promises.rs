@@ -126,6 +126,42 @@ async fn a_source_that_vanished_is_given_up(kind: Kind) {
     judge(&mut lab, &table).await;
 }
 
+/// A TRUNCATE while files are being rewritten ends the rewrite, also under the lock: no row comes back, and none of the past goes.
+async fn a_table_that_was_truncated_meanwhile_stays_empty(kind: Kind) {
+    for at_once in [false, true] {
+        let mut lab = Lab::new(kind).await;
+        let mut table = Table::new(&lab, "t").await;
+        for round in 0..4 {
+            table.flush(&lab, &puts(round * 10..round * 10 + 10, "new")).await;
+        }
+        table.flush(&lab, &removes([5, 15])).await;
+        let one = compactor(&lab, "").await;
+        let view = files(&lab).await;
+        let known = &view.tables[0];
+        let rewritten = one.rewrite(view.oldest, known, known.files.clone()).await.unwrap();
+        let written = rewritten.files[0].path.clone();
+        table.truncate(&lab, &puts([3, 4], "after")).await;
+        let outcome = match at_once {
+            false => one.replace(known, rewritten).await.unwrap(),
+            true => {
+                let change = Change { rewritten, deletes: HashMap::new(), carried_over: 0 };
+                one.replace_at_once(known, change).await.unwrap()
+            }
+        };
+        assert!(matches!(&outcome, Outcome::GivenUp(why) if why.contains("not live any more")), "{outcome:?}");
+        one.lake.discard_uploads(&one.run, &one.store).await.unwrap();
+        assert!(!table.store.exists(&written).await.unwrap());
+        judge(&mut lab, &table).await;
+        // What is left is compacted as ever, and so is a table without rows.
+        table.flush(&lab, &puts([5, 6], "more")).await;
+        pass(&compactor(&lab, "").await).await;
+        judge(&mut lab, &table).await;
+        table.truncate(&lab, &BTreeMap::new()).await;
+        pass(&compactor(&lab, "").await).await;
+        judge(&mut lab, &table).await;
+    }
+}
+
 /// Two passes at once: each file is replaced once.
 async fn two_passes_at_once_agree(kind: Kind) {
     let mut lab = Lab::new(kind).await;
@@ -370,6 +406,7 @@ on_both!(
     deletes_that_land_meanwhile_are_carried_over,
     deletes_are_carried_over_under_the_lock,
     a_source_that_vanished_is_given_up,
+    a_table_that_was_truncated_meanwhile_stays_empty,
     two_passes_at_once_agree,
     expired_history_is_dropped,
     replaced_files_stay_for_their_grace,

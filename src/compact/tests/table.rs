@@ -85,13 +85,25 @@ impl Table {
 
     /// Commits changes of keys, a new row or none each, as a flush does. Gives the snapshot.
     pub async fn flush(&mut self, lab: &Lab, changes: &BTreeMap<i64, Option<Row>>) -> i64 {
+        self.commit(lab, changes, false).await
+    }
+
+    /// Removes all rows, as the flush of a TRUNCATE does, and commits changes on top.
+    pub async fn truncate(&mut self, lab: &Lab, changes: &BTreeMap<i64, Option<Row>>) -> i64 {
+        self.commit(lab, changes, true).await
+    }
+
+    async fn commit(&mut self, lab: &Lab, changes: &BTreeMap<i64, Option<Row>>, truncate: bool) -> i64 {
         let key_id = self.table.columns[0].id.column_id;
         let live = lab.lake.live_files(&[(self.table.table_id, vec![key_id])]).await.unwrap();
         let snapshot = live.base_snapshot + 1;
         let files = &live.files[&self.table.table_id];
         let mut commit = table_commit(self.table.table_id);
         commit.data = self.write(changes).await;
-        commit.deletes = self.deletes(files, changes, snapshot).await;
+        commit.replace = truncate;
+        if !truncate {
+            commit.deletes = self.deletes(files, changes, snapshot).await;
+        }
         self.lsn += 1;
         let commit = Commit {
             base_snapshot: live.base_snapshot,
@@ -103,6 +115,10 @@ impl Table {
             pipeline_state: Some(PipelineState::Streaming),
         };
         assert_eq!(lab.lake.commit(&lab.fence, &commit).await.unwrap().snapshot, snapshot);
+        if truncate {
+            let gone = std::mem::take(&mut self.rows).into_iter();
+            self.events.extend(gone.map(|(id, (row, row_id))| (snapshot, row_id, "delete", id, row)));
+        }
         self.learn(changes, snapshot);
         snapshot
     }

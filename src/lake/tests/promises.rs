@@ -35,6 +35,8 @@ on_both_catalogs!(
     advancing_makes_no_snapshot,
     several_tables_change_in_one_snapshot,
     a_fresh_copy_replaces_all_rows,
+    a_truncate_leaves_the_catalog_as_ducklakes_own_does,
+    a_truncate_ends_rows_that_are_in_no_file,
     odd_names_work,
     unknown_bounds_hide_no_row,
     a_failed_table_keeps_its_position,
@@ -274,6 +276,90 @@ async fn a_fresh_copy_replaces_all_rows(kind: Kind) {
             "SELECT count(*) FROM ducklake_delete_orphaned_files('lake', dry_run => true, cleanup_all => true)",
         );
         assert_eq!(orphans, [["0"]]);
+    })
+    .await;
+}
+
+/// Two tables with the same past, one emptied by stock DuckDB's TRUNCATE, the other by a commit: what the catalog says of their
+/// files, deletes and statistics is the same, and so is the kind of change.
+async fn a_truncate_leaves_the_catalog_as_ducklakes_own_does(kind: Kind) {
+    let mut lab = Lab::new(kind).await;
+    let mut said = Vec::new();
+    for native in [true, false] {
+        let mut model = Model::new(&lab, if native { "theirs" } else { "ours" }).await;
+        let table_id = model.table.table_id;
+        assert!(!lab.lake.with_rows(&[table_id]).await.unwrap().contains(&table_id), "a new table");
+        let rows: Vec<_> = (0..60).map(|id| put(id, "old")).collect();
+        model.apply(&lab, &rows, 3, false).await.unwrap();
+        model.apply(&lab, &[(3, Change::Remove), (25, Change::Remove)], 1, false).await.unwrap();
+        model.apply(&lab, &[(4, Change::Remove), put(59, "newer")], 1, false).await.unwrap();
+        assert!(lab.lake.with_rows(&[table_id]).await.unwrap().contains(&table_id));
+        if native {
+            lab.stock(|connection| connection.execute_batch("TRUNCATE lake.public.theirs").unwrap()).await;
+        } else {
+            model.apply(&lab, &[], 1, true).await.unwrap();
+        }
+        assert!(!lab.lake.with_rows(&[table_id]).await.unwrap().contains(&table_id), "emptied");
+        let emptied = lab.lake.latest_snapshot().await.unwrap();
+        let m = match kind {
+            Kind::File => "__ducklake_metadata_lake",
+            Kind::Postgres => "__ducklake_metadata_lake.\"My lake\"",
+        };
+        // Relative to the snapshot that emptied the table, and without the table's id.
+        let queries = [
+            format!(
+                "SELECT record_count, row_id_start, {emptied} - begin_snapshot, {emptied} - end_snapshot FROM {m}.ducklake_data_file \
+                 WHERE table_id = {table_id} ORDER BY row_id_start"
+            ),
+            format!(
+                "SELECT delete_count, {emptied} - begin_snapshot, {emptied} - end_snapshot, {emptied} - partial_max \
+                 FROM {m}.ducklake_delete_file WHERE table_id = {table_id} ORDER BY delete_file_id"
+            ),
+            format!("SELECT record_count, next_row_id FROM {m}.ducklake_table_stats WHERE table_id = {table_id}"),
+            format!(
+                "SELECT column_id, contains_null, contains_nan, min_value, max_value FROM {m}.ducklake_table_column_stats \
+                 WHERE table_id = {table_id} ORDER BY column_id"
+            ),
+            format!(
+                "SELECT replace(changes_made, '{table_id}', 'T') FROM {m}.ducklake_snapshot_changes WHERE snapshot_id = {emptied}"
+            ),
+        ];
+        let read =
+            |connection: &duckdb::Connection| queries.iter().map(|sql| query(connection, sql)).collect::<Vec<_>>();
+        let texts = lab.stock(read).await;
+        said.push(texts);
+        if !native {
+            model.apply(&lab, &[put(1, "again"), put(100, "new")], 1, false).await.unwrap();
+            lab.stock(|connection| model.check(connection, false)).await;
+        }
+    }
+    assert_eq!(said[0], said[1]);
+    assert_eq!(said[0][0].len(), 4, "the files are there still, and say when they ended");
+}
+
+/// Rows that somebody else keeps in the catalog go too.
+async fn a_truncate_ends_rows_that_are_in_no_file(kind: Kind) {
+    let mut lab = Lab::new(kind).await;
+    let mut model = Model::new(&lab, "t").await;
+    let table_id = model.table.table_id;
+    lab.stock(|connection| {
+        connection
+            .execute_batch(
+                "CALL lake.set_option('data_inlining_row_limit', 10, schema => 'public', table_name => 't'); \
+                 INSERT INTO lake.public.t VALUES (1, 'theirs', 7)",
+            )
+            .unwrap();
+    })
+    .await;
+    assert!(lab.lake.with_rows(&[table_id]).await.unwrap().contains(&table_id));
+    model.base = lab.lake.latest_snapshot().await.unwrap();
+    let before = model.base;
+    model.apply(&lab, &[], 1, true).await.unwrap();
+    assert!(!lab.lake.with_rows(&[table_id]).await.unwrap().contains(&table_id));
+    lab.stock(|connection| {
+        assert_eq!(query(connection, "SELECT count(*) FROM lake.public.t"), [["0"]]);
+        let sql = format!("SELECT s FROM lake.public.t AT (VERSION => {before})");
+        assert_eq!(query(connection, &sql), [["theirs"]]);
     })
     .await;
 }
