@@ -17,16 +17,6 @@ fn every_form_duckdb_local() {
 }
 
 #[test]
-fn every_form_duckdb_s3() {
-    every_form(Combination::all()[1]);
-}
-
-#[test]
-fn every_form_postgres_local() {
-    every_form(Combination::all()[2]);
-}
-
-#[test]
 fn every_form_postgres_s3() {
     every_form(Combination::all()[3]);
 }
