@@ -9,6 +9,7 @@ mod workload;
 
 mod bad_input;
 mod compaction;
+mod compaction_fuzz;
 mod dependencies;
 mod differential;
 mod direct_commit;

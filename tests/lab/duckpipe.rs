@@ -144,12 +144,19 @@ impl Duckpipe {
     /// Starts any command. Its output goes to files, so that nothing blocks on a pipe.
     #[track_caller]
     pub fn start(&self, arguments: &[&str]) -> Running<'_> {
+        self.start_with(arguments, &[])
+    }
+
+    /// Starts any command with further environment variables of its own.
+    #[track_caller]
+    pub fn start_with(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Running<'_> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let stem = format!("run-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
         let stdout = self.folder.path().join(format!("{stem}.out"));
         let stderr = self.folder.path().join(format!("{stem}.err"));
         let child = self
             .command(arguments)
+            .envs(environment.iter().copied())
             .stdout(File::create(&stdout).expect("output file"))
             .stderr(File::create(&stderr).expect("output file"))
             .spawn()

@@ -1,6 +1,6 @@
 //! A table that is flushed to as `sync` does it, and what every version of it must read as.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Int32Array, Int64Array, RecordBatch, StringArray};
@@ -18,7 +18,7 @@ use crate::batch::layout::{ColumnType, TableLayout};
 use crate::compact::Compactor;
 use crate::config::{CliOverrides, Config};
 use crate::lake::lookup::{KeyColumns, locate};
-use crate::lake::tests::lab::{Lab, query, table_commit};
+use crate::lake::tests::lab::{Lab, table_commit};
 use crate::lake::{Commit, DeleteCommit, LakeTable, LiveFile, PipelineState};
 use crate::lsn::Lsn;
 use crate::sql::literal;
@@ -43,18 +43,24 @@ pub struct Table {
     lsn: u64,
     next_row: i64,
     pub rows: BTreeMap<i64, (Row, i64)>,
-    /// What each version shows: rows with their ids.
-    pub versions: BTreeMap<i64, BTreeMap<i64, (Row, i64)>>,
-    /// The change feed: snapshot, row id, kind, then the row.
-    events: Vec<(i64, i64, &'static str, i64, Row)>,
+    /// What each version that changed it shows: the number of rows, and all of them as [`ROWS`] gives them.
+    versions: BTreeMap<i64, (usize, String)>,
+    /// The change feed of each snapshot, as [`FEED`] gives it.
+    feed: BTreeMap<i64, Vec<String>>,
 }
+
+/// All rows of a table with their ids as one text: one value to fetch, and one to compare.
+const ROWS: &str = "coalesce(string_agg(concat_ws('|', id, s, v, rowid), chr(10) ORDER BY id), '')";
+/// The same of a change feed.
+const FEED: &str = "coalesce(string_agg(concat_ws('|', snapshot_id, rowid, change_type, id, s, v), chr(10) \
+    ORDER BY snapshot_id, rowid, change_type), '')";
 
 /// A compactor with a configuration that finds something to do in small tables.
 pub async fn compactor(lab: &Lab, settings: &str) -> Compactor {
     let path = lab.folder.path().join("duckpipe.toml");
     let least = if settings.contains("min_files") { "" } else { "min_files = 2\n" };
     let text = format!(
-        "name = \"shop\"\n[source]\nurl = \"postgres://nobody@localhost/none\"\n[lake]\ncatalog = \"unused\"\n\
+        "name = \"shop\"\n[source]\nurl = \"postgres://nobody@127.0.0.1:1/none\"\n[lake]\ncatalog = \"unused\"\n\
          data_path = {}\n[compact]\n{least}{settings}\n[[tables]]\nsource = \"public.*\"\n",
         serde_json::to_string(&lab.settings.data_path).unwrap()
     );
@@ -79,7 +85,7 @@ impl Table {
             next_row: 0,
             rows: BTreeMap::new(),
             versions: BTreeMap::new(),
-            events: Vec::new(),
+            feed: BTreeMap::new(),
         }
     }
 
@@ -174,46 +180,57 @@ impl Table {
         commits
     }
 
+    /// That these changes were committed as this snapshot. Each row gets the next id, in the order of the keys.
     fn learn(&mut self, changes: &BTreeMap<i64, Option<Row>>, snapshot: i64) {
+        let mut events = Vec::new();
         for (id, row) in changes {
             if let Some((old, row_id)) = self.rows.remove(id) {
-                self.events.push((snapshot, row_id, "delete", *id, old));
+                events.push((row_id, "delete", *id, old));
             }
             if let Some(row) = row {
-                self.events.push((snapshot, self.next_row, "insert", *id, row.clone()));
+                events.push((self.next_row, "insert", *id, row.clone()));
                 self.rows.insert(*id, (row.clone(), self.next_row));
                 self.next_row += 1;
             }
         }
-        self.versions.insert(snapshot, self.rows.clone());
+        events.sort_by_key(|(row_id, kind, ..)| (*row_id, *kind));
+        let line =
+            |(row_id, kind, id, (s, v)): (i64, &str, i64, Row)| format!("{snapshot}|{row_id}|{kind}|{id}|{s}|{v}");
+        self.feed.insert(snapshot, events.into_iter().map(line).collect());
+        let lines: Vec<String> =
+            self.rows.iter().map(|(id, ((s, v), row_id))| format!("{id}|{s}|{v}|{row_id}")).collect();
+        self.versions.insert(snapshot, (lines.len(), lines.join("\n")));
+    }
+
+    /// Stock DuckDB's own INSERT of some rows.
+    pub fn native_insert(&mut self, connection: &Connection, rows: &BTreeMap<i64, Row>) {
+        let name = self.sql_name();
+        let values = rows.iter().map(|(id, (s, v))| format!("({id}, {}, {v})", literal(s)));
+        let values = values.collect::<Vec<_>>().join(", ");
+        connection.execute_batch(&format!("INSERT INTO {name} VALUES {values}")).unwrap();
+        let changes = rows.iter().map(|(id, row)| (*id, Some(row.clone()))).collect();
+        self.learn(&changes, newest(connection));
+    }
+
+    /// Stock DuckDB's own DELETE of rows that are there.
+    pub fn native_delete(&mut self, connection: &Connection, ids: &[i64]) {
+        let name = self.sql_name();
+        let keys = ids.iter().map(i64::to_string).collect::<Vec<_>>().join(", ");
+        connection.execute_batch(&format!("DELETE FROM {name} WHERE id IN ({keys})")).unwrap();
+        self.learn(&ids.iter().map(|id| (*id, None)).collect(), newest(connection));
     }
 
     /// Stock DuckDB's own INSERT and DELETE, each in a transaction of its own, and its CHECKPOINT.
     pub async fn native(&mut self, lab: &mut Lab, insert: (i64, Row), delete: &[i64]) {
-        let name = self.sql_name();
-        let (id, (s, v)) = insert.clone();
-        let keys = delete.iter().map(i64::to_string).collect::<Vec<_>>().join(", ");
-        let snapshots = lab
-            .stock(|connection| {
-                let mut snapshots = Vec::new();
-                let mut run = |sql: &str| {
-                    connection.execute_batch(sql).unwrap();
-                    let newest = query(connection, "SELECT max(snapshot_id) FROM ducklake_snapshots('lake')");
-                    snapshots.push(newest[0][0].parse::<i64>().unwrap());
-                };
-                run(&format!("INSERT INTO {name} VALUES ({id}, {}, {v})", literal(&s)));
-                if !keys.is_empty() {
-                    run(&format!("DELETE FROM {name} WHERE id IN ({keys})"));
-                }
-                // DuckLake's own maintenance: it keeps away from our tables, and may clean up what is long due.
-                connection.execute_batch("CHECKPOINT lake").unwrap();
-                snapshots
-            })
-            .await;
-        self.learn(&[(insert.0, Some(insert.1))].into(), snapshots[0]);
-        if let Some(snapshot) = snapshots.get(1) {
-            self.learn(&delete.iter().map(|id| (*id, None)).collect(), *snapshot);
-        }
+        lab.stock(|connection| {
+            self.native_insert(connection, &[insert].into());
+            if !delete.is_empty() {
+                self.native_delete(connection, delete);
+            }
+            // DuckLake's own maintenance: it keeps away from our tables, and may clean up what is long due.
+            connection.execute_batch("CHECKPOINT lake").unwrap();
+        })
+        .await;
     }
 
     /// Changes of some keys at random, at most `most`.
@@ -237,63 +254,108 @@ impl Table {
         format!("lake.{}", crate::sql::qualified(&self.table.name.schema, &self.table.name.table))
     }
 
-    /// Stock DuckDB reads each version, the ids of rows, the change feed and filters as the model has them.
-    pub fn check(&self, connection: &Connection, random: &mut StdRng) {
-        let table = self.sql_name();
-        let snapshots: Vec<i64> = query(connection, "SELECT snapshot_id FROM ducklake_snapshots('lake') ORDER BY 1")
-            .iter()
-            .map(|row| row[0].parse().unwrap())
-            .collect();
+    /// Stock DuckDB reads each version, the ids of rows, the change feed and filters as the model has them. Gives the number of
+    /// versions.
+    pub fn check(&self, connection: &Connection, random: &mut StdRng) -> usize {
+        self.check_now(connection, random);
         let first_of_ours = *self.versions.keys().next().unwrap();
-        for snapshot in snapshots.iter().filter(|snapshot| **snapshot >= first_of_ours) {
-            let (_, rows) = self.versions.range(..=snapshot).next_back().unwrap();
-            let sql = format!("SELECT id, s, v, rowid FROM {table} AT (VERSION => {snapshot}) ORDER BY id");
-            assert_eq!(query(connection, &sql), as_text(rows), "version {snapshot}");
-            let count = query(connection, &format!("SELECT count(*) FROM {table} AT (VERSION => {snapshot})"));
-            assert_eq!(count[0][0], rows.len().to_string(), "count of version {snapshot}");
-        }
-        let now = query(connection, &format!("SELECT id, s, v, rowid FROM {table} ORDER BY id"));
-        assert_eq!(now, as_text(&self.rows));
-        for (id, ((s, v), _)) in self.rows.iter().step_by(self.rows.len() / 5 + 1) {
-            for filter in [format!("id = {id}"), format!("s = {} AND v = {v}", literal(s))] {
-                let found = query(connection, &format!("SELECT id FROM {table} WHERE {filter}"));
-                assert!(found.contains(&vec![id.to_string()]), "{filter}");
-            }
-        }
-        let readable: Vec<i64> = snapshots.into_iter().filter(|snapshot| *snapshot >= first_of_ours).collect();
+        let mut readable = snapshots(connection);
+        readable.retain(|snapshot| *snapshot >= first_of_ours);
+        self.check_versions(connection, &readable, random);
         let (first, last) = (readable[0], readable[readable.len() - 1]);
         self.check_feed(connection, first, last);
-        for _ in 0..3 {
-            let a = readable[random.random_range(0..readable.len())];
-            let b = readable[random.random_range(0..readable.len())];
+        let a = readable[random.random_range(0..readable.len())];
+        let b = readable[random.random_range(0..readable.len())];
+        if (a.min(b), a.max(b)) != (first, last) {
             self.check_feed(connection, a.min(b), a.max(b));
+        }
+        readable.len()
+    }
+
+    /// The newest state, and that filters find rows of it.
+    fn check_now(&self, connection: &Connection, random: &mut StdRng) {
+        let table = self.sql_name();
+        let (_, rows) = self.versions.values().next_back().unwrap();
+        let read = texts(connection, &format!("SELECT {ROWS} FROM {table}"));
+        assert_same(&read[0][0], rows, "now");
+        let chosen = random.random_range(0..self.rows.len().max(1));
+        let Some((id, ((s, v), _))) = self.rows.iter().nth(chosen) else { return };
+        for filter in [format!("id = {id}"), format!("s = {} AND v = {v}", literal(s))] {
+            let sql = format!("SELECT count(*) FILTER (id = {id})::VARCHAR FROM {table} WHERE {filter}");
+            assert_eq!(texts(connection, &sql), [["1"]], "{filter}");
+        }
+    }
+
+    /// Each of these versions: its rows with their ids, and no id twice. Of some, also their number as DuckLake answers it
+    /// without reading a file.
+    fn check_versions(&self, connection: &Connection, versions: &[i64], random: &mut StdRng) {
+        let table = self.sql_name();
+        let counted = [versions.len() - 1, random.random_range(0..versions.len())];
+        let reads = versions.iter().enumerate().map(|(index, version)| {
+            let at = format!("{table} AT (VERSION => {version})");
+            let count = match counted.contains(&index) {
+                true => format!("(SELECT count(*) FROM {at})"),
+                false => "count(*)".to_owned(),
+            };
+            format!("SELECT '{version}', {count}::VARCHAR, count(DISTINCT rowid)::VARCHAR, {ROWS} FROM {at}")
+        });
+        let read = texts(connection, &reads.collect::<Vec<_>>().join(" UNION ALL "));
+        assert_eq!(read.len(), versions.len());
+        for [version, count, ids, rows] in read.into_iter().map(|row| <[String; 4]>::try_from(row).unwrap()) {
+            let (_, expected) = self.versions.range(..=version.parse::<i64>().unwrap()).next_back().unwrap();
+            assert_same(&rows, &expected.1, &format!("version {version}"));
+            let number = expected.0.to_string();
+            assert_eq!([&count, &ids], [&number, &number], "rows and row ids of version {version}");
         }
     }
 
     fn check_feed(&self, connection: &Connection, first: i64, last: i64) {
-        let mut expected: Vec<Vec<String>> = self
-            .events
-            .iter()
-            .filter(|event| (first..=last).contains(&event.0))
-            .map(|(snapshot, row_id, kind, id, (s, v))| {
-                vec![snapshot.to_string(), row_id.to_string(), (*kind).into(), id.to_string(), s.clone(), v.to_string()]
-            })
-            .collect();
-        expected.sort();
         let (schema, name) = (literal(&self.table.name.schema), literal(&self.table.name.table));
-        let sql = format!(
-            "SELECT snapshot_id, rowid, change_type, id, s, v \
-             FROM ducklake_table_changes('lake', {schema}, {name}, {first}, {last})"
-        );
-        let mut read = query(connection, &sql);
-        read.sort();
-        assert_eq!(read, expected, "changes from {first} to {last}");
+        let sql = format!("SELECT {FEED} FROM ducklake_table_changes('lake', {schema}, {name}, {first}, {last})");
+        let expected: Vec<&str> =
+            self.feed.range(first..=last).flat_map(|(_, lines)| lines).map(String::as_str).collect();
+        let read = texts(connection, &sql);
+        assert_same(&read[0][0], &expected.join("\n"), &format!("changes from {first} to {last}"));
     }
 }
 
-fn as_text(rows: &BTreeMap<i64, (Row, i64)>) -> Vec<Vec<String>> {
-    let text = |(id, ((s, v), row_id)): (&i64, &(Row, i64))| {
-        vec![id.to_string(), s.clone(), v.to_string(), row_id.to_string()]
+/// The newest snapshot.
+pub fn newest(connection: &Connection) -> i64 {
+    let newest = texts(connection, "SELECT max(snapshot_id)::VARCHAR FROM ducklake_snapshots('lake')");
+    newest[0][0].parse().unwrap()
+}
+
+/// The snapshots that can be read, oldest first.
+pub fn snapshots(connection: &Connection) -> Vec<i64> {
+    let sql = "SELECT snapshot_id::VARCHAR FROM ducklake_snapshots('lake') ORDER BY snapshot_id";
+    let rows = texts(connection, sql);
+    rows.iter().map(|row| row[0].parse().unwrap()).collect()
+}
+
+/// The rows of a query that gives texts. Unlike `query` it is bound once: DuckLake reads its catalog each time.
+pub fn texts(connection: &Connection, sql: &str) -> Vec<Vec<String>> {
+    let read = || {
+        let mut statement = connection.prepare(sql)?;
+        let mut rows = statement.query([])?;
+        let mut all = Vec::new();
+        while let Some(row) = rows.next()? {
+            let width = row.as_ref().column_count();
+            all.push((0..width).map(|column| row.get::<_, String>(column)).collect::<duckdb::Result<Vec<_>>>()?);
+        }
+        Ok(all)
     };
-    rows.iter().map(text).collect()
+    read().unwrap_or_else(|error: duckdb::Error| panic!("{sql}: {error}"))
+}
+
+/// Both texts have the same lines; else says which only one of them has.
+fn assert_same(read: &str, expected: &str, what: &str) {
+    if read != expected {
+        let only = |of: &str, other: &str| {
+            let other: HashSet<&str> = other.lines().collect();
+            of.lines().filter(|line| !other.contains(line)).take(10).map(str::to_owned).collect::<Vec<_>>()
+        };
+        let (read_only, expected_only) = (only(read, expected), only(expected, read));
+        let (lines, wanted) = (read.lines().count(), expected.lines().count());
+        panic!("{what}: {lines} lines for {wanted}; only read: {read_only:?}, only expected: {expected_only:?}");
+    }
 }

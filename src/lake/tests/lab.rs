@@ -180,7 +180,8 @@ impl Lab {
             self.lake.clone().shutdown().await;
         }
         let result = {
-            let connection = self.connect();
+            let connection = self.stock_duckdb();
+            connection.execute_batch(&self.attach_statement()).unwrap();
             work(&connection)
         };
         if self.kind == Kind::File {
@@ -189,7 +190,8 @@ impl Lab {
         result
     }
 
-    fn connect(&self) -> Connection {
+    /// A stock DuckDB with the extensions that the lake needs, which is not attached yet.
+    pub fn stock_duckdb(&self) -> Connection {
         let connection = Connection::open_in_memory_with_flags(Config::default().threads(1).unwrap()).unwrap();
         let folder = std::env::var("DUCKPIPE_EXTENSIONS").ok();
         let load = |name: &str| {
@@ -200,10 +202,17 @@ impl Lab {
             connection.execute_batch(&statement).unwrap();
         };
         load("ducklake");
-        let attach = match &self.settings.catalog {
-            CatalogLocation::File(path) => format!("ATTACH 'ducklake:{}' AS lake", path.display()),
+        if self.kind == Kind::Postgres {
+            load("postgres_scanner");
+        }
+        connection
+    }
+
+    /// Attaches the lake as `lake`.
+    pub fn attach_statement(&self) -> String {
+        match &self.settings.catalog {
+            CatalogLocation::File(path) => attach_file(path),
             CatalogLocation::Postgres { .. } => {
-                load("postgres_scanner");
                 let server = self.server.as_ref().unwrap();
                 let address = format!(
                     "ducklake:postgres:host=127.0.0.1 port={} user=postgres password='{}' dbname={}",
@@ -213,10 +222,13 @@ impl Lab {
                 );
                 format!("ATTACH {} AS lake (METADATA_SCHEMA 'My lake')", literal(&address))
             }
-        };
-        connection.execute_batch(&attach).unwrap();
-        connection
+        }
     }
+}
+
+/// Attaches a catalog file as `lake`.
+pub fn attach_file(path: &Path) -> String {
+    format!("ATTACH {} AS lake", literal(&format!("ducklake:{}", path.display())))
 }
 
 pub fn pipeline(name: &str) -> NewPipeline {
