@@ -121,11 +121,13 @@ impl Table {
             pipeline_state: Some(PipelineState::Streaming),
         };
         assert_eq!(lab.lake.commit(&lab.fence, &commit).await.unwrap().snapshot, snapshot);
+        let mut changes = changes.clone();
         if truncate {
-            let gone = std::mem::take(&mut self.rows).into_iter();
-            self.events.extend(gone.map(|(id, (row, row_id))| (snapshot, row_id, "delete", id, row)));
+            for id in self.rows.keys() {
+                changes.entry(*id).or_insert(None);
+            }
         }
-        self.learn(changes, snapshot);
+        self.learn(&changes, snapshot);
         snapshot
     }
 
