@@ -56,8 +56,8 @@ stop_postgres() {
 }
 
 clean() {
-  [ -d "$demo" ] || return 0
-  [ -e "$demo/.duckpipe-demo" ] || fail "$demo is not the demo's own folder: remove it yourself"
+  # A cluster outside the checkout outlives one that was removed by hand: it goes too.
+  [ ! -d "$demo" ] || [ -e "$demo/.duckpipe-demo" ] || fail "$demo is not the demo's own folder: remove it yourself"
   [ -z "${bin:-}" ] || stop_postgres
   rm -rf "$(cluster_folder)" "$demo"
 }
@@ -128,7 +128,8 @@ command -v cargo >/dev/null || fail "there is no cargo: install Rust first, http
 scripts/bootstrap.sh duckdb extensions postgres
 bin=$(postgres_bin)
 make --no-print-directory build
-if [ -d "$demo" ]; then say "Removing ./demo of the last time"; clean; fi
+[ ! -d "$demo" ] || say "Removing ./demo of the last time"
+clean
 mkdir -p "$demo"
 touch "$demo/.duckpipe-demo"
 trap finish EXIT
