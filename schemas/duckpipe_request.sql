@@ -4,7 +4,8 @@ CREATE TABLE duckpipe_request (
     pipeline VARCHAR PRIMARY KEY,
     -- A UUID.
     id VARCHAR NOT NULL,
-    -- hold -> holding -> flush -> reached, or failed from anywhere. validate writes hold and flush, sync the others.
+    -- hold -> holding -> flush -> reached, or stand -> standing in the place of the last two; or failed from anywhere.
+    -- validate writes hold, flush and stand, sync the others. A row that is standing is renewed by validate.
     state VARCHAR NOT NULL,
     -- The position, from flush on.
     lsn VARCHAR,

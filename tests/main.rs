@@ -18,6 +18,7 @@ mod laboratory;
 mod lifecycle;
 mod memory;
 mod prefix_consistency;
+mod repair;
 mod slot_progress;
 mod soak;
 mod stopped_table;

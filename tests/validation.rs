@@ -389,7 +389,7 @@ fn under_load(name: &str, combination: Combination, default_seed: u64) {
     sync.wait_for_lsn(scenario.source.lsn(), Duration::from_secs(60));
     let writer = workload::Writer::start(&scenario.source.url(), 2000, seed, Duration::from_millis(2));
     let mut positions = BTreeSet::new();
-    let runs: usize = std::env::var("DUCKPIPE_TEST_VALIDATIONS").ok().and_then(|n| n.parse().ok()).unwrap_or(6);
+    let runs: usize = std::env::var("DUCKPIPE_TEST_VALIDATIONS").ok().and_then(|n| n.parse().ok()).unwrap_or(3);
     for _ in 0..runs {
         let verdict = validate(&scenario, &[], 0);
         let tables = verdict.0["tables"].as_array().unwrap();

@@ -1,4 +1,4 @@
-//! The side of `status`, `query` and `compact`.
+//! The side of `status`, `query`, `compact` and `validate`.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,6 +14,7 @@ use crate::cli::status::StatusReport;
 use crate::compact;
 use crate::error::{Because, Error, ErrorKind, Result};
 use crate::lsn::Lsn;
+use crate::sync::repair::{Repair, write_changes};
 
 /// How long an answer may take: a status waits for nothing, a copy for the flush that is under way.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -42,9 +43,26 @@ pub async fn hold(catalog: &Path, patience: Duration) -> Result<Option<()>> {
 }
 
 /// Has the running sync end a flush at a position; the lake's snapshot that shows it. `None` where no sync is running there.
-pub async fn flush_at(catalog: &Path, lsn: Lsn, patience: Duration) -> Result<Option<i64>> {
-    let request = Request::FlushAt { lsn, patience: millis(patience) };
+/// With `stands` nothing is flushed afterwards, for a while.
+pub async fn flush_at(catalog: &Path, lsn: Lsn, patience: Duration, stands: bool) -> Result<Option<i64>> {
+    let request = Request::FlushAt { lsn, patience: millis(patience), stands };
     ask(catalog, request, Some(patience + PATIENCE)).await
+}
+
+/// Keeps the stream of the running sync standing at a position; `None` where no sync is running there.
+pub async fn stand(catalog: &Path, lsn: Lsn) -> Result<Option<()>> {
+    ask(catalog, Request::Stand { lsn }, Some(PATIENCE)).await
+}
+
+/// Lets the sync that holds a catalog file replace rows; a snapshot of the lake that shows it. `None` where no sync is running there.
+pub async fn repair(catalog: &Path, repair: &Repair) -> Result<Option<i64>> {
+    let path = catalog.with_file_name(format!(".duckpipe-repair-{}", uuid::Uuid::new_v4().simple()));
+    let written = write_changes(&path, &repair.changes);
+    // Removed whatever comes.
+    let file = TempPath::try_from_path(&path).because(ErrorKind::Internal, || "the file has no path".into())?;
+    written?;
+    let request = Request::Repair { source_oid: repair.source_oid, lsn: repair.lsn, path: file.to_path_buf() };
+    ask(catalog, request, None).await
 }
 
 /// Ends a hold.

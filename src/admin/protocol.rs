@@ -1,5 +1,7 @@
 //! What goes over the socket.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use crate::compact;
@@ -30,6 +32,22 @@ pub(super) enum Request {
         lsn: Lsn,
         /// Milliseconds that the client waits.
         patience: u64,
+        /// Nothing is flushed afterwards, for a while.
+        stands: bool,
+    },
+    /// The stream shall go on standing at this position.
+    Stand {
+        /// The position.
+        lsn: Lsn,
+    },
+    /// Rows of a table shall be replaced; answered with a snapshot of the lake that shows it.
+    Repair {
+        /// The table, by its oid in the source.
+        source_oid: u32,
+        /// The position at which the stream stands.
+        lsn: Lsn,
+        /// Where the changes are. The client removes the file.
+        path: PathBuf,
     },
     /// The stream shall go on as ever.
     Release,

@@ -15,6 +15,7 @@ use crate::cli::status::StatusReport;
 use crate::compact;
 use crate::error::{Because, ErrorKind, Result};
 use crate::sync::boundary::Boundary;
+use crate::sync::repair::{Repair, read_changes};
 
 /// Clients at the same time; more wait.
 const CLIENTS: usize = 16;
@@ -32,6 +33,8 @@ pub trait Handler: Send + Sync + 'static {
     async fn copy_catalog(&self) -> Result<PathBuf>;
     /// A pass of compaction.
     async fn compact(&self, request: &compact::Request) -> Result<compact::Report>;
+    /// Replaces rows of a table; a snapshot of the lake that shows it.
+    async fn repair(&self, repair: Repair) -> Result<i64>;
     /// How others have a flush end at a position.
     fn boundary(&self) -> &Boundary;
 }
@@ -84,8 +87,17 @@ async fn answer(mut stream: UnixStream, handler: &impl Handler) -> Result<()> {
             Ok(Request::Hold { patience }) => {
                 json(&Answer::from(handler.boundary().hold(Duration::from_millis(patience)).await))?
             }
-            Ok(Request::FlushAt { lsn, patience }) => {
-                json(&Answer::from(handler.boundary().flush_at(lsn, Duration::from_millis(patience)).await))?
+            Ok(Request::FlushAt { lsn, patience, stands }) => {
+                let patience = Duration::from_millis(patience);
+                json(&Answer::from(handler.boundary().flush_at(lsn, patience, stands).await))?
+            }
+            Ok(Request::Stand { lsn }) => json(&Answer::from(handler.boundary().stand(lsn)))?,
+            Ok(Request::Repair { source_oid, lsn, path }) => {
+                let repaired = match read_changes(&path) {
+                    Ok(changes) => handler.repair(Repair { source_oid, lsn, changes }).await,
+                    Err(error) => Err(error),
+                };
+                json(&Answer::from(repaired))?
             }
             Ok(Request::Release) => {
                 handler.boundary().release();

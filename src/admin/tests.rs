@@ -2,15 +2,19 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use arrow::array::{ArrayRef, Int64Array, RecordBatch};
 use async_trait::async_trait;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
+use crate::batch::change::ChangeBatch;
 use crate::cli::status::StatusReport;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lsn::Lsn;
 use crate::sync::boundary::Boundary;
+use crate::sync::repair::Repair;
 
 #[derive(Default)]
 struct Fixed {
@@ -33,6 +37,11 @@ impl Handler for Fixed {
 
     async fn compact(&self, request: &crate::compact::Request) -> Result<crate::compact::Report> {
         Ok(crate::compact::Report { dry_run: request.dry_run, snapshots_expired: 7, ..Default::default() })
+    }
+
+    async fn repair(&self, repair: Repair) -> Result<i64> {
+        assert_eq!((repair.source_oid, repair.lsn), (7, Lsn(9)));
+        Ok(repair.changes.iter().map(|batch| batch.ops.len() as i64).sum())
     }
 
     fn boundary(&self) -> &Boundary {
@@ -148,8 +157,25 @@ async fn a_hold_without_a_stream_ends_by_itself() {
     let server = tokio::spawn(serve(ControlSocket::bind(&catalog).await.unwrap(), Fixed::default()));
     let error = hold(&catalog, short).await.unwrap_err();
     assert!(error.to_string().contains("not under way"), "{error}");
-    let error = flush_at(&catalog, Lsn(7), short).await.unwrap_err();
+    let error = flush_at(&catalog, Lsn(7), short, false).await.unwrap_err();
     assert!(error.to_string().contains("did not reach 0/7"), "{error}");
     release(&catalog).await.unwrap().unwrap();
+    assert!(stand(&catalog, Lsn(7)).await.unwrap_err().to_string().contains("went on from 0/7"));
+    server.abort();
+}
+
+#[tokio::test]
+async fn rows_to_repair_go_over_in_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let catalog = folder.path().join("c.ducklake");
+    let ids: ArrayRef = Arc::new(Int64Array::from(vec![1, 2, 3]));
+    let rows = RecordBatch::try_from_iter([("id", ids)]).unwrap();
+    let batch = ChangeBatch { ops: vec![2u8, 0, 0].into(), rows, unchanged: None };
+    let asked = Repair { source_oid: 7, lsn: Lsn(9), changes: vec![batch.clone(), batch] };
+    assert_eq!(repair(&catalog, &asked).await.unwrap(), None, "nobody is there");
+    let server = tokio::spawn(serve(ControlSocket::bind(&catalog).await.unwrap(), Fixed::default()));
+    assert_eq!(repair(&catalog, &asked).await.unwrap(), Some(6));
+    let left = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
+    assert!(!left.into_iter().any(|name| name.to_string_lossy().contains("repair")), "no file is left behind");
     server.abort();
 }

@@ -184,6 +184,9 @@ pub(super) struct ValidateArguments {
     /// Read so many percent of the source's pages only, such as 5%; what only the lake has is not found then
     #[arg(long, value_name = "PERCENT", value_parser = parse_percent, conflicts_with = "files")]
     pub(super) sample: Option<f64>,
+    /// Put the source's rows in the place of those that differ; the running sync applies nothing meanwhile
+    #[arg(long, conflicts_with_all = ["files", "sample"])]
+    pub(super) repair: bool,
     /// Rows that differ and are shown, per table
     #[arg(long, value_name = "COUNT", default_value_t = 20, conflicts_with = "files")]
     pub(super) max_diffs: u16,

@@ -24,6 +24,7 @@ use crate::source::settings::SourceSettings;
 use crate::source::{publication, slot};
 use crate::sync::boundary::Boundary;
 use crate::sync::progress::Progress;
+use crate::sync::repair::Repair;
 use crate::sync::{self, RunOptions};
 
 /// How a sync ended.
@@ -145,6 +146,11 @@ impl Handler for Control {
             Some(compaction) => compaction.pass(request).await,
             None => Err(Error::new(ErrorKind::Internal, "this sync has no thread to compact with; its log says why")),
         }
+    }
+
+    async fn repair(&self, repair: Repair) -> Result<i64> {
+        let store = Store::open(&self.config.lake.data_path, self.config.s3_settings().as_ref()).await?;
+        sync::repair::repair(&self.config, &self.lake, &store, repair).await
     }
 
     fn boundary(&self) -> &Boundary {

@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use duckpipe_storage::Store;
 use tokio::sync::{oneshot, watch};
+use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use super::catalog_copy::CatalogCopy;
@@ -18,8 +20,9 @@ use crate::lake::{Lake, LakeSettings, PipelineState, RequestRow, RequestState};
 use crate::lsn::Lsn;
 use crate::source::session::Session;
 use crate::source::settings::SourceSettings;
-use crate::sync::boundary::Boundary;
+use crate::sync::boundary::{Boundary, STANDS};
 use crate::sync::progress::Progress;
+use crate::sync::repair::Repair;
 use crate::sync::{self, RunOptions};
 use crate::validate::SyncPoint;
 
@@ -33,7 +36,12 @@ pub(super) struct ThroughSync<'a> {
     way: Mutex<Way>,
     /// Lives as long as the lake that was opened from it.
     copy: Mutex<Option<CatalogCopy>>,
+    /// Asks again and again that the lake stand still.
+    standing: Mutex<Option<JoinSet<()>>>,
 }
+
+/// How often that is asked: some times before the stream would go on.
+const ASK_AGAIN: Duration = Duration::from_secs(STANDS.as_secs() / 6);
 
 #[derive(Clone)]
 enum Way {
@@ -49,7 +57,13 @@ enum Way {
 
 impl<'a> ThroughSync<'a> {
     pub(super) fn new(config: &'a Config, shutdown: watch::Receiver<bool>) -> Self {
-        ThroughSync { config, shutdown, way: Mutex::new(Way::Unknown), copy: Mutex::new(None) }
+        ThroughSync {
+            config,
+            shutdown,
+            way: Mutex::new(Way::Unknown),
+            copy: Mutex::new(None),
+            standing: Mutex::new(None),
+        }
     }
 
     fn way(&self) -> Way {
@@ -72,6 +86,26 @@ impl<'a> ThroughSync<'a> {
             shared => shared.clone(),
         };
         Lake::open(&LakeSettings { catalog, ..self.config.lake_settings(CATALOG_MEMORY, true) }).await
+    }
+
+    /// Has the stream stand where it is, until the position is released. Whether it does is seen when something is committed there.
+    fn keep_standing(&self, lsn: Lsn) {
+        let (way, pipeline) = (self.way(), self.config.name.clone());
+        let mut asking = JoinSet::new();
+        asking.spawn(async move {
+            loop {
+                tokio::time::sleep(ASK_AGAIN).await;
+                let asked = match &way {
+                    Way::Socket(file) => admin::stand(file, lsn).await.map(drop),
+                    Way::Row { lake, id } => lake.renew_request(&pipeline, id).await,
+                    Way::Own | Way::Unknown => return,
+                };
+                if let Err(error) = asked {
+                    tracing::debug!(%error, "the stream does not stand still");
+                }
+            }
+        });
+        *self.standing.lock().unwrap_or_else(PoisonError::into_inner) = Some(asking);
     }
 
     /// Brings the lake to the position by a run that stops there.
@@ -138,28 +172,31 @@ impl SyncPoint for ThroughSync<'_> {
         Ok(())
     }
 
-    async fn reach(&self, lsn: Lsn, patience: Duration) -> Result<(Lake, i64)> {
+    async fn reach(&self, lsn: Lsn, patience: Duration, stands: bool) -> Result<(Lake, i64)> {
         match self.way() {
             Way::Socket(file) => {
-                let Some(snapshot) = admin::flush_at(&file, lsn, patience).await? else {
-                    return Err(Error::new(ErrorKind::Transient, "the sync ended meanwhile").remedy("try again"));
+                let Some(snapshot) = admin::flush_at(&file, lsn, patience, stands).await? else {
+                    return Err(ended_meanwhile());
                 };
+                if stands {
+                    self.keep_standing(lsn);
+                }
                 Ok((self.open_lake().await?, snapshot))
             }
             Way::Row { lake, id } => {
-                let wanted = RequestRow {
-                    id: id.clone(),
-                    state: RequestState::Flush,
-                    lsn: Some(lsn),
-                    snapshot: None,
-                    message: None,
-                    patience,
-                };
+                let state = if stands { RequestState::Stand } else { RequestState::Flush };
+                let wanted =
+                    RequestRow { id: id.clone(), state, lsn: Some(lsn), snapshot: None, message: None, patience };
                 lake.move_request(&self.config.name, RequestState::Holding, &wanted).await?;
-                let reached = follow(&lake, &self.config.name, &id, RequestState::Flush).await;
-                lake.withdraw_request(&self.config.name, &id).await?;
+                let reached = follow(&lake, &self.config.name, &id, state).await;
+                if stands && reached.is_ok() {
+                    self.keep_standing(lsn);
+                } else {
+                    lake.withdraw_request(&self.config.name, &id).await?;
+                    lake.shutdown().await;
+                    self.go(Way::Own);
+                }
                 let snapshot = reached?.snapshot.unwrap_or_default();
-                lake.shutdown().await;
                 Ok((self.open_lake().await?, snapshot))
             }
             Way::Own | Way::Unknown => {
@@ -177,7 +214,23 @@ impl SyncPoint for ThroughSync<'_> {
         }
     }
 
+    async fn repair(&self, repair: Repair) -> Result<(Lake, i64)> {
+        let snapshot = match self.way() {
+            Way::Socket(file) => admin::repair(&file, &repair).await?.ok_or_else(ended_meanwhile)?,
+            Way::Row { .. } | Way::Own | Way::Unknown => {
+                let store = Store::open(&self.config.lake.data_path, self.config.s3_settings().as_ref()).await?;
+                let settings = self.config.lake_settings(CATALOG_MEMORY, false);
+                let lake = Lake::open_with_store(&settings, &store).await?;
+                let repaired = sync::repair::repair(self.config, &lake, &store, repair).await;
+                lake.shutdown().await;
+                repaired?
+            }
+        };
+        Ok((self.open_lake().await?, snapshot))
+    }
+
     async fn release(&self) {
+        *self.standing.lock().unwrap_or_else(PoisonError::into_inner) = None;
         let ended = match self.way() {
             Way::Socket(file) => admin::release(&file).await.map(drop),
             Way::Row { lake, id } => lake.withdraw_request(&self.config.name, &id).await,
@@ -187,6 +240,10 @@ impl SyncPoint for ThroughSync<'_> {
             tracing::debug!(%error, "the hold ends by itself");
         }
     }
+}
+
+fn ended_meanwhile() -> Error {
+    Error::new(ErrorKind::Transient, "the sync ended meanwhile").remedy("try again")
 }
 
 /// Whether a `sync` holds the pipeline's lock in the source. The answer's own session ends with it.
@@ -225,7 +282,11 @@ pub(super) async fn answer(lake: &Lake, pipeline: &str, boundary: &Boundary) {
 }
 
 async fn answer_one(lake: &Lake, pipeline: &str, boundary: &Boundary) -> Result<()> {
-    let Some(row) = lake.request(pipeline).await? else { return Ok(()) };
+    let Some(row) = lake.request(pipeline).await? else {
+        // Withdrawn, or whoever placed it is gone.
+        boundary.release();
+        return Ok(());
+    };
     let failed =
         |error: Error| RequestRow { state: RequestState::Failed, message: Some(error.to_string()), ..row.clone() };
     let answer = match (row.state, row.lsn) {
@@ -233,8 +294,19 @@ async fn answer_one(lake: &Lake, pipeline: &str, boundary: &Boundary) -> Result<
             Ok(()) => RequestRow { state: RequestState::Holding, ..row.clone() },
             Err(error) => failed(error),
         },
-        (RequestState::Flush, Some(lsn)) => match boundary.flush_at(lsn, row.patience).await {
+        (RequestState::Flush, Some(lsn)) => match boundary.flush_at(lsn, row.patience, false).await {
             Ok(snapshot) => RequestRow { state: RequestState::Reached, snapshot: Some(snapshot), ..row.clone() },
+            Err(error) => failed(error),
+        },
+        (RequestState::Stand, Some(lsn)) => match boundary.flush_at(lsn, row.patience, true).await {
+            Ok(snapshot) => {
+                let snapshot = Some(snapshot);
+                RequestRow { state: RequestState::Standing, snapshot, patience: STANDS, ..row.clone() }
+            }
+            Err(error) => failed(error),
+        },
+        (RequestState::Standing, Some(lsn)) => match boundary.stand(lsn) {
+            Ok(()) => return Ok(()),
             Err(error) => failed(error),
         },
         _ => return Ok(()),

@@ -63,6 +63,7 @@ async fn run(
             source_connections: arguments.source_connections.into(),
             statement_timeout: arguments.statement_timeout,
             timeout: arguments.timeout,
+            repair: arguments.repair,
         };
         return validate::compare(config, &options, point, progress).await;
     }

@@ -54,21 +54,10 @@ pub async fn locate(
     if missing == 0 || files.is_empty() {
         return Ok(found);
     }
-    let index = Arc::new(KeyIndex::new(&key.types, keys)?);
-    let schema = schema_by_id(&key.field_ids, &key.types);
-    // The newest files first: what changes has often changed lately, and the search ends with the last key found.
-    let mut waiting = (0..files.len()).rev().filter(|file| index.may_be_within(&files[*file].key_bounds));
-    let mut running: JoinSet<Result<(usize, Matches)>> = JoinSet::new();
-    while missing > 0 {
-        while running.len() < store.reads_at_once()
-            && let Some(file) = waiting.next()
-        {
-            let (store, live) = (store.clone(), files[file].clone());
-            let (index, schema) = (Arc::clone(&index), Arc::clone(&schema));
-            running.spawn(async move { Ok((file, search(&store, &live, &index, schema).await?)) });
-        }
-        let Some(ended) = running.join_next().await else { break };
-        let (file, rows) = ended.because(ErrorKind::Internal, || "a search for keys did not end".to_string())??;
+    let mut search = Search::new(store, files, key, keys)?;
+    while missing > 0
+        && let Some((file, rows)) = search.next().await?
+    {
         for (key, position) in rows {
             let place = &mut found[key as usize];
             if let Some(other) = place {
@@ -85,6 +74,59 @@ pub async fn locate(
         }
     }
     Ok(found)
+}
+
+/// Finds all live rows that have one of the keys, in a lake where a key may have several.
+pub async fn locate_every(
+    store: &Store,
+    files: &[LiveFile],
+    key: &KeyColumns,
+    keys: &RecordBatch,
+) -> Result<Vec<RowPosition>> {
+    let mut found = Vec::new();
+    let mut search = Search::new(store, files, key, keys)?;
+    while let Some((file, rows)) = search.next().await? {
+        found.extend(rows.into_iter().map(|(_, position)| RowPosition { file, position }));
+    }
+    Ok(found)
+}
+
+/// A search for keys through files, some at once.
+struct Search<'a> {
+    store: &'a Store,
+    files: &'a [LiveFile],
+    index: Arc<KeyIndex>,
+    schema: SchemaRef,
+    /// Indices of files that may hold some of the keys; the next one is the last.
+    waiting: Vec<usize>,
+    running: JoinSet<Result<(usize, Matches)>>,
+}
+
+impl<'a> Search<'a> {
+    fn new(store: &'a Store, files: &'a [LiveFile], key: &KeyColumns, keys: &RecordBatch) -> Result<Self> {
+        let index = Arc::new(KeyIndex::new(&key.types, keys)?);
+        // The newest files first: what changes has often changed lately, and a search may end with the last key found.
+        let waiting = (0..files.len()).filter(|file| index.may_be_within(&files[*file].key_bounds)).collect();
+        let schema = schema_by_id(&key.field_ids, &key.types);
+        Ok(Search { store, files, index, schema, waiting, running: JoinSet::new() })
+    }
+
+    /// What one more file holds; `None` after the last.
+    async fn next(&mut self) -> Result<Option<(usize, Matches)>> {
+        while self.running.len() < self.store.reads_at_once()
+            && let Some(file) = self.waiting.pop()
+        {
+            let (store, live) = (self.store.clone(), self.files[file].clone());
+            let (index, schema) = (Arc::clone(&self.index), Arc::clone(&self.schema));
+            self.running.spawn(async move { Ok((file, search(&store, &live, &index, schema).await?)) });
+        }
+        match self.running.join_next().await {
+            Some(ended) => {
+                ended.because(ErrorKind::Internal, || "a search for keys did not end".to_string())?.map(Some)
+            }
+            None => Ok(None),
+        }
+    }
 }
 
 /// Reads rows, in the order of `positions`, which may repeat. A column that a file was written without is NULL. All of them are in

@@ -21,15 +21,21 @@ pub enum RequestState {
     Flush,
     /// The row's snapshot shows exactly the position.
     Reached,
+    /// As [`RequestState::Flush`], and nothing shall be flushed afterwards.
+    Stand,
+    /// The row's snapshot shows exactly the position, and so does the lake as long as the row is renewed.
+    Standing,
     /// The row's message says why not.
     Failed,
 }
 
-const STATES: [(RequestState, &str); 5] = [
+const STATES: [(RequestState, &str); 7] = [
     (RequestState::Hold, "hold"),
     (RequestState::Holding, "holding"),
     (RequestState::Flush, "flush"),
     (RequestState::Reached, "reached"),
+    (RequestState::Stand, "stand"),
+    (RequestState::Standing, "standing"),
     (RequestState::Failed, "failed"),
 ];
 
@@ -113,6 +119,20 @@ impl Lake {
                 literal(&pipeline),
                 literal(&to.id),
                 from.name()
+            ))
+        })
+        .await
+    }
+
+    /// Shows that whoever placed the request lives.
+    pub async fn renew_request(&self, pipeline: &str, id: &str) -> Result<()> {
+        let (pipeline, id) = (literal(pipeline), literal(id));
+        self.run(move |session| {
+            session.write(&format!(
+                "UPDATE {} SET changed_at = {} WHERE pipeline = {pipeline} AND id = {id} AND {}",
+                table(session),
+                session.clock(),
+                under_way(session)
             ))
         })
         .await

@@ -60,6 +60,17 @@ pub struct Flush {
     pub logs: Vec<(Arc<SyncTable>, ChangeLog)>,
     /// The state that the flushed tables have from then on.
     pub state: TableState,
+    /// How many rows of the lake may have one key.
+    pub rows_of_a_key: RowsOfAKey,
+}
+
+/// How many rows of the lake may have one key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowsOfAKey {
+    /// One, or lake and source have parted.
+    One,
+    /// Any number, all of which go.
+    Any,
 }
 
 /// A flush that failed, and the table at fault where it is one table's.
@@ -151,7 +162,7 @@ pub async fn flush(pipeline: &Pipeline, flush: &Flush) -> Result<(), FlushError>
         resolved.push(Resolved { table, log, net, data: Vec::new() });
     }
     let mut base = live_files(pipeline, &resolved).await?;
-    let mut located = locate_all(pipeline, &resolved, &mut base).await?;
+    let mut located = locate_all(pipeline, flush, &resolved, &mut base).await?;
 
     // Tables are written side by side, unless one is so large that it needs the memory for itself.
     let at_once = if resolved.iter().any(|r| r.log.is_spilled()) { 1 } else { 4 };
@@ -208,7 +219,7 @@ pub async fn flush(pipeline: &Pipeline, flush: &Flush) -> Result<(), FlushError>
                 let deletes = commit.tables.iter().flat_map(|table| &table.deletes);
                 abandoned.extend(deletes.map(|delete| delete.file.path.clone()));
                 base = live_files(pipeline, &resolved).await?;
-                located = locate_all(pipeline, &resolved, &mut base).await?;
+                located = locate_all(pipeline, flush, &resolved, &mut base).await?;
             }
             Err(error) => return Err(error.into()),
         }
@@ -256,13 +267,14 @@ async fn live_files(pipeline: &Pipeline, resolved: &[Resolved<'_>]) -> Result<Ba
 
 async fn locate_all(
     pipeline: &Pipeline,
+    flush: &Flush,
     resolved: &[Resolved<'_>],
     base: &mut Base,
 ) -> Result<Vec<Located>, FlushError> {
     let mut all = Vec::with_capacity(resolved.len());
     for r in resolved {
         let files = base.files.remove(&r.table.lake.table_id).unwrap_or_default();
-        let located = locate(pipeline, r, files).await.map_err(|error| FlushError {
+        let located = locate(pipeline, r, files, flush.rows_of_a_key).await.map_err(|error| FlushError {
             table: (error.kind() == ErrorKind::Table).then(|| Arc::clone(r.table)),
             error,
         })?;
@@ -275,7 +287,12 @@ async fn locate_all(
 const LOOKUP_OVERHEAD: usize = 96;
 
 /// Finds the old row of each key that the log touches first by an UPDATE or a DELETE.
-async fn locate(pipeline: &Pipeline, r: &Resolved<'_>, files: Vec<LiveFile>) -> Result<Located> {
+async fn locate(
+    pipeline: &Pipeline,
+    r: &Resolved<'_>,
+    files: Vec<LiveFile>,
+    rows_of_a_key: RowsOfAKey,
+) -> Result<Located> {
     let key = r.table.key_columns();
     let origins = LakeRows::new(r.net.origins.lookups());
     let mut located = Located { files, positions: BTreeMap::new(), origins };
@@ -300,6 +317,13 @@ async fn locate(pipeline: &Pipeline, r: &Resolved<'_>, files: Vec<LiveFile>) -> 
             let keys = arrow::compute::concat_batches(&chunk[0].schema(), &chunk)
                 .because(ErrorKind::Internal, || "the keys to look up can't be joined".into())?;
             chunk.clear();
+            if rows_of_a_key == RowsOfAKey::Any {
+                events.clear();
+                for row in lookup::locate_every(&pipeline.store, &located.files, &key, &keys).await? {
+                    located.positions.entry(row.file).or_default().insert(row.position);
+                }
+                continue;
+            }
             let found = lookup::locate(&pipeline.store, &located.files, &key, &keys).await?;
             for (row, (event, position)) in events.drain(..).zip(found).enumerate() {
                 let Some(position) = position else {

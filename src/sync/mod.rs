@@ -14,6 +14,7 @@ pub mod net_change;
 pub mod pipeline;
 pub mod prepare;
 pub mod progress;
+pub mod repair;
 mod run;
 pub mod snapshot;
 pub mod stream;

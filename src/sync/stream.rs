@@ -26,7 +26,7 @@ use crate::source::wal_stream::{WalChunk, WalMessage, WalStream};
 use super::boundary::Boundary;
 use super::change_log::ChangeLog;
 use super::failpoint::failpoint;
-use super::flush::{Flush, SyncTable, flush};
+use super::flush::{Flush, RowsOfAKey, SyncTable, flush};
 use super::pipeline::Pipeline;
 use cut::Cut;
 
@@ -454,6 +454,7 @@ impl Stream {
             commit_ts: Some(waiting.commit_ts),
             logs,
             state: self.state,
+            rows_of_a_key: RowsOfAKey::One,
         };
         let pipeline = Arc::clone(&self.pipeline);
         let attempts = self.options.attempts;

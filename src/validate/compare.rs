@@ -1,48 +1,33 @@
 //! Source and lake at one position.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use async_trait::async_trait;
 use duckpipe_storage::Store;
 use hashbrown::HashSet;
-use uuid::Uuid;
 
 use super::details::{self, Details};
 use super::finding::{Finding, FindingKind, Report, TableReport};
 use super::lake_rows::{self, FileAt};
+use super::position::{SyncPoint, pin};
 use super::progress::ValidateProgress;
+use super::repair::{self, ChosenRows};
 use super::row_hash::RowHasher;
 use super::source_rows::{self, SourceReads, SourceRows};
 use super::sums::{Hashing, Sums};
+use crate::batch::change::ChangeBatch;
 use crate::config::Config;
 use crate::error::{Because, Error, ErrorKind, Result};
 use crate::lake::{Lake, TableRow, TableState};
 use crate::lsn::Lsn;
-use crate::source::replication::ReplicationConnection;
+use crate::source::publication;
 use crate::source::session::Session;
 use crate::source::settings::SourceSettings;
-use crate::source::snapshot::SnapshotHolder;
-use crate::source::{publication, slot};
 use crate::sync::prepare::{self, ChosenTable};
+use crate::sync::repair::Repair;
 
-/// The longest that a stream is kept from reading while the slot is made.
-const HOLD: Duration = Duration::from_secs(15);
-/// A transaction that is older than this is waited for before the stream is held, not while it is.
-const OLD: Duration = Duration::from_millis(500);
 /// Keys of a sample that fit the memory.
 const MOST_SAMPLED: usize = 8_000_000;
-
-/// Has the lake show a source position exactly, through whatever writes to it.
-#[async_trait]
-pub trait SyncPoint: Send + Sync {
-    /// Keeps the lake from passing any position that the source reaches from now on, for `patience` at most.
-    async fn hold(&self, patience: Duration) -> Result<()>;
-    /// Waits until the lake shows exactly `lsn`. Returns the lake, open for reading, and the snapshot that shows it.
-    async fn reach(&self, lsn: Lsn, patience: Duration) -> Result<(Lake, i64)>;
-    /// Ends the hold where nothing is to be reached any more.
-    async fn release(&self);
-}
 
 /// How to compare.
 #[derive(Clone, Debug)]
@@ -59,7 +44,14 @@ pub struct CompareOptions {
     pub statement_timeout: Duration,
     /// The longest that the position is waited for.
     pub timeout: Duration,
+    /// Put the source's rows in the place of those that differ.
+    pub repair: bool,
 }
+
+/// Buckets whose rows are replaced at once: their rows are in memory.
+const BUCKETS_AT_ONCE: usize = 1024;
+/// Commits that replace rows of one table, before it is rather copied anew.
+const MOST_REPAIRS: usize = 64;
 
 /// Compares the pipeline's tables in source and lake at one position.
 ///
@@ -79,13 +71,13 @@ pub async fn compare(
         .because(ErrorKind::Precondition, || format!("{} can't be used as data_path", config.lake.data_path))?;
 
     progress.begin("waiting for a position that both sides show", 0);
-    let (slot, lsn, holder) = pin(&settings, &session, options, point).await?;
-    let (lake, snapshot) = point.reach(lsn, options.timeout).await?;
+    let (slot, lsn, holder) = pin(&settings, &session, options.timeout, point).await?;
+    let (lake, snapshot) = point.reach(lsn, options.timeout, options.repair).await?;
     // Its snapshot lives on in the holder; the source need keep no WAL for it.
     drop(slot);
+    let mut comparison = Comparison { config, options, store, progress, lsn, snapshot, lake };
     let compared = async {
         holder.check().await?;
-        let comparison = Comparison { config, options, store, progress, snapshot, lake: &lake };
         let reads = SourceReads {
             settings,
             snapshot: holder.snapshot().to_owned(),
@@ -93,71 +85,19 @@ pub async fn compare(
             statement_timeout: options.statement_timeout,
             on_unrepresentable: config.sync.on_unrepresentable,
         };
-        let mut report = Report { pipeline: config.name.clone(), snapshot, lsn: Some(lsn), ..Report::default() };
-        comparison.tables(&session, &reads, &mut report).await?;
+        let mut report = Report { pipeline: config.name.clone(), lsn: Some(lsn), ..Report::default() };
+        comparison.tables(&session, &reads, point, &mut report).await?;
         holder.check().await?;
+        report.snapshot = comparison.snapshot;
         Ok(report)
     };
     let report = compared.await;
+    if options.repair {
+        point.release().await;
+    }
     holder.release().await;
-    lake.shutdown().await;
+    comparison.lake.shutdown().await;
     report
-}
-
-/// A snapshot of the source whose position is known, and which the lake has not passed.
-async fn pin(
-    settings: &SourceSettings,
-    session: &Session,
-    options: &CompareOptions,
-    point: &dyn SyncPoint,
-) -> Result<(ReplicationConnection, Lsn, SnapshotHolder)> {
-    let mut replication = ReplicationConnection::connect(settings).await?;
-    wait_for_old_transactions(session, options.timeout).await?;
-    point.hold(HOLD).await?;
-    let made = async {
-        // Names of slots are shared by the whole cluster.
-        let name = format!("duckpipe_validate_{}", &Uuid::new_v4().simple().to_string()[..16]);
-        // A little earlier than the stream would go on by itself.
-        let patience = HOLD - Duration::from_secs(1);
-        let Ok(created) = tokio::time::timeout(patience, replication.create_temporary_slot(&name)).await else {
-            return Err(held_back(session, patience).await);
-        };
-        let created = created?;
-        let holder = SnapshotHolder::import(settings, &created.snapshot).await?;
-        Ok((created.consistent_point, holder))
-    };
-    match made.await {
-        Ok((lsn, holder)) => Ok((replication, lsn, holder)),
-        Err(error) => {
-            point.release().await;
-            Err(error)
-        }
-    }
-}
-
-/// A slot waits for all transactions that are open. The stream is not held meanwhile.
-async fn wait_for_old_transactions(session: &Session, patience: Duration) -> Result<()> {
-    let begun = Instant::now();
-    while slot::oldest_writer(session).await?.is_some_and(|oldest| oldest.age > OLD) {
-        if begun.elapsed() > patience {
-            return Err(held_back(session, patience).await);
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    Ok(())
-}
-
-async fn held_back(session: &Session, waited: Duration) -> Error {
-    let by = match slot::oldest_writer(session).await {
-        Ok(Some(oldest)) => format!("{}, open for {} s", oldest.description, oldest.age.as_secs()),
-        Ok(None) => "no transaction that is still open".to_owned(),
-        Err(error) => return error,
-    };
-    Error::new(
-        ErrorKind::Transient,
-        format!("the source gave no consistent point within {} s; it is held back by {by}", waited.as_secs()),
-    )
-    .remedy("end that transaction, or wait for its end, longer with --timeout")
 }
 
 struct Comparison<'a> {
@@ -165,15 +105,28 @@ struct Comparison<'a> {
     options: &'a CompareOptions,
     store: Store,
     progress: &'a Arc<ValidateProgress>,
+    lsn: Lsn,
     snapshot: i64,
-    lake: &'a Lake,
+    lake: Lake,
+}
+
+/// What the buckets of one table came to.
+struct Differing {
+    hashing: Hashing,
+    buckets: Vec<usize>,
 }
 
 impl Comparison<'_> {
-    async fn tables(&self, session: &Session, reads: &SourceReads, report: &mut Report) -> Result<()> {
+    async fn tables(
+        &mut self,
+        session: &Session,
+        reads: &SourceReads,
+        point: &dyn SyncPoint,
+        report: &mut Report,
+    ) -> Result<()> {
         let published = publication::find(session, &self.config.source.publication).await?;
         let chosen = prepare::choose_tables(session, self.config, published.as_ref().map(|p| p.name.as_str())).await?;
-        let rows = super::wanted_tables(self.lake, &self.config.name, self.options.table.as_deref()).await?;
+        let rows = super::wanted_tables(&self.lake, &self.config.name, self.options.table.as_deref()).await?;
         for row in rows {
             let mut table = TableReport {
                 source: row.source.to_string(),
@@ -185,7 +138,7 @@ impl Comparison<'_> {
                 let error = row.error.as_deref().unwrap_or("errored");
                 table.left_out = Some(format!("not compared, it stands still: {error}"));
             } else if let Some(chosen) = chosen.iter().find(|chosen| chosen.source.oid == row.source_oid) {
-                match self.table(&row, chosen, reads, &mut table, &mut report.findings).await {
+                match self.table_and_repair(&row, chosen, reads, point, (&mut table, report)).await {
                     // Its rows at the position can't be read any more, because it was truncated since.
                     Err(error) if error.kind() == ErrorKind::Table => {
                         table.left_out = Some(format!("not compared: {error}"));
@@ -202,6 +155,63 @@ impl Comparison<'_> {
         Ok(())
     }
 
+    /// Compares a table; where that is asked for, replaces what differs, and compares again.
+    async fn table_and_repair(
+        &mut self,
+        row: &TableRow,
+        chosen: &ChosenTable,
+        reads: &SourceReads,
+        point: &dyn SyncPoint,
+        (table, report): (&mut TableReport, &mut Report),
+    ) -> Result<()> {
+        let mut findings = Vec::new();
+        let mut differing = self.table(row, chosen, reads, table, &mut findings).await?;
+        let mut repaired = 0;
+        for _ in 0..MOST_REPAIRS {
+            let Some(found) = differing.take().filter(|_| self.options.repair) else { break };
+            let (keys, changes) = self.changes(row, chosen, reads, &found).await?;
+            let (lake, snapshot) = point.repair(Repair { source_oid: row.source_oid, lsn: self.lsn, changes }).await?;
+            std::mem::replace(&mut self.lake, lake).shutdown().await;
+            self.snapshot = snapshot;
+            repaired += keys;
+            report.repaired.append(&mut findings);
+            table.repaired_keys = Some(repaired);
+            tracing::info!(table = %row.target, keys, snapshot, "repaired");
+            differing = self.table(row, chosen, reads, table, &mut findings).await?;
+        }
+        report.findings.append(&mut findings);
+        Ok(())
+    }
+
+    /// What makes the lake's rows of the first buckets that differ those of the source, and how many keys differ in them.
+    async fn changes(
+        &self,
+        row: &TableRow,
+        chosen: &ChosenTable,
+        reads: &SourceReads,
+        Differing { hashing, buckets }: &Differing,
+    ) -> Result<(u64, Vec<ChangeBatch>)> {
+        let name = row.target.to_string();
+        let lake_table = self.lake.fitting_table(row, &chosen.layout).await?;
+        let registered = self.lake.registered(&[lake_table.table_id], false).await?;
+        let (files, _) = lake_rows::files_at(&registered, lake_table.table_id, &name, self.snapshot);
+        let schema = lake_table.schema(&chosen.layout)?;
+        let source = SourceRows::new(&chosen.source, &chosen.layout, None);
+        let first: Arc<HashSet<usize>> = Arc::new(buckets.iter().copied().take(BUCKETS_AT_ONCE).collect());
+        let rows = chosen.source.estimated_rows.max(0) as u64 * 2;
+        self.progress.begin(format!("{name}: the rows to repair"), rows);
+        let make = || ChosenRows::new(hashing, &first, self.progress);
+        let (of_source, of_lake) = tokio::try_join!(
+            source_rows::scan(reads, &source, make),
+            lake_rows::scan(&self.store, &files, &schema, (&name, self.snapshot), make)
+        )?;
+        if let Some(broken) = of_lake.broken.first() {
+            return Err(Error::new(ErrorKind::Table, broken.to_string()));
+        }
+        repair::changes(of_source, of_lake.sinks, &chosen.layout)
+    }
+
+    /// Compares a table; `None` where all that can be compared is equal.
     async fn table(
         &self,
         row: &TableRow,
@@ -209,13 +219,13 @@ impl Comparison<'_> {
         reads: &SourceReads,
         report: &mut TableReport,
         findings: &mut Vec<Finding>,
-    ) -> Result<()> {
+    ) -> Result<Option<Differing>> {
         let name = row.target.to_string();
         let lake_table = match self.lake.fitting_table(row, &chosen.layout).await {
             Ok(table) => table,
             Err(error) if error.kind() == ErrorKind::Table => {
                 findings.push(Finding::new(FindingKind::TableMissing, &name, error.to_string()));
-                return Ok(());
+                return Ok(None);
             }
             Err(error) => return Err(error),
         };
@@ -237,16 +247,17 @@ impl Comparison<'_> {
             only: None,
         };
         let sides = Sides { comparison: self, reads, source: &source, files: &files, schema: &schema, name: &name };
-        let Some((in_source, in_lake)) = sides.sums(&mut hashing, findings).await? else { return Ok(()) };
+        let Some((in_source, in_lake)) = sides.sums(&mut hashing, findings).await? else { return Ok(None) };
         (report.source_rows, report.lake_rows) = (Some(in_source.rows()), Some(in_lake.rows()));
         if self.options.sample.is_some() {
             report.left_out = Some("a sample: rows that only the lake has are not looked for".into());
         }
-        let differing = in_source.differing(&in_lake);
-        if !differing.is_empty() {
-            sides.details(&hashing, &differing, (in_source.rows(), in_lake.rows()), findings).await?;
+        let buckets = in_source.differing(&in_lake);
+        if buckets.is_empty() {
+            return Ok(None);
         }
-        Ok(())
+        sides.details(&hashing, &buckets, (in_source.rows(), in_lake.rows()), findings).await?;
+        Ok(Some(Differing { hashing, buckets }))
     }
 }
 

@@ -153,6 +153,9 @@ pub struct TableReport {
     /// Data and delete files that were read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub files: Option<u64>,
+    /// Keys whose rows were replaced by the source's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub repaired_keys: Option<u64>,
     /// Why the table, or a part of the question, was left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub left_out: Option<String>,
@@ -175,6 +178,9 @@ pub struct Report {
     pub tables: Vec<TableReport>,
     /// What is not as it should be.
     pub findings: Vec<Finding>,
+    /// What was not as it should be, until it was repaired.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub repaired: Vec<Finding>,
     /// Files in the store that nothing refers to: waste, but no damage.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub orphans: Vec<String>,
@@ -194,8 +200,14 @@ impl Report {
                 done.push(format!("{rows} rows"));
             }
             done.extend(table.files.map(|files| format!("{files} files")));
+            done.extend(
+                table.repaired_keys.map(|keys| format!("the rows of {keys} keys were replaced by the source's")),
+            );
             done.extend(table.left_out.clone());
             out.push_str(&format!("  {}: {}\n", table.target, done.join("; ")));
+        }
+        for finding in &self.repaired {
+            out.push_str(&format!("repaired: {finding}\n"));
         }
         for finding in &self.findings {
             out.push_str(&format!("{finding}\n"));
@@ -204,6 +216,7 @@ impl Report {
             out.push_str(&format!("orphan: {orphan}\n"));
         }
         out.push_str(&match (self.findings.len(), self.lsn) {
+            (0, Some(_)) if !self.repaired.is_empty() => "the lake is equal to the source again\n".to_owned(),
             (0, Some(_)) => "the lake is equal to the source\n".to_owned(),
             (0, None) => "the files are what the catalog says\n".to_owned(),
             (1, _) => "1 finding\n".to_owned(),

@@ -8,7 +8,8 @@
 //!   Where sums differ, the rows and columns that do are named.
 //!
 //! In: the configuration, the catalog, the store, the source. Out: a [`Report`] with its [`Finding`]s. What can't be *read* because
-//! a file is broken is a finding; what can't be *reached* is an error. Nothing here writes to the lake.
+//! a file is broken is a finding; what can't be *reached* is an error. Nothing here writes to the lake, but where a comparison is to
+//! repair what it finds: then the source's rows are handed to [`SyncPoint::repair`].
 
 mod bounds;
 mod compare;
@@ -18,14 +19,17 @@ mod files;
 mod finding;
 mod keys;
 mod lake_rows;
+mod position;
 mod progress;
+mod repair;
 mod row_hash;
 mod source_rows;
 mod sums;
 
-pub use compare::{CompareOptions, SyncPoint, compare};
+pub use compare::{CompareOptions, compare};
 pub use files::{check_files, stored_files};
 pub use finding::{Finding, FindingKind, Report, TableReport};
+pub use position::SyncPoint;
 pub use progress::{ValidateProgress, ValidateStep};
 
 use crate::error::{Error, ErrorKind, Result};

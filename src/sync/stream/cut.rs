@@ -20,12 +20,12 @@ impl Stream {
                 self.boundary = self.options.until;
                 false
             }
-            Wish::Nothing => false,
+            Wish::Nothing | Wish::Stand => false,
             Wish::Hold => {
                 self.options.boundary.holding();
                 true
             }
-            Wish::FlushAt(lsn) => {
+            Wish::FlushAt { lsn, .. } => {
                 if self.boundary == Some(lsn) || self.cut.is_some() {
                     return false;
                 }
@@ -58,14 +58,23 @@ impl Stream {
     /// Says that the lake shows the boundary, once its flush is done.
     pub(super) async fn finish_cut(&mut self) -> Result<()> {
         let (Some(lsn), Some(Cut { waiting: None })) = (self.boundary, self.cut) else { return Ok(()) };
-        // What was received since, and changes nothing here, may count as shown too.
-        let position = if self.waiting.is_none() { self.received } else { lsn };
+        let stands = match self.options.boundary.wish() {
+            Wish::Stand => return Ok(()),
+            Wish::FlushAt { lsn: due, stands } => stands && due == lsn,
+            Wish::Nothing | Wish::Hold => false,
+        };
+        // What was received since, and changes nothing here, may count as shown too, but where the position itself is asked for.
+        let exact = stands || self.options.until == Some(lsn);
+        let position = if self.waiting.is_none() && !exact { self.received } else { lsn };
         if position > self.applied {
             self.advance_to(position).await?;
         }
-        if self.options.boundary.wish() == Wish::FlushAt(lsn) {
+        if matches!(self.options.boundary.wish(), Wish::FlushAt { lsn: due, .. } if due == lsn) {
             let snapshot = self.pipeline.lake.latest_snapshot().await?;
             self.options.boundary.reached(lsn, snapshot);
+            if stands {
+                return Ok(());
+            }
         }
         self.cut = None;
         self.boundary = self.options.until.filter(|until| *until > lsn);
