@@ -12,9 +12,12 @@ STEP := scripts/step.sh
 # Beside the tests, dependencies are built with the features that tests want: alone, the program would build Arrow a second time.
 BUILD_TARGETS := --bin duckpipe $(if $(filter dev,$(PROFILE)),--workspace --test main)
 
+# Black-box tests wait for servers some of the time: more of them than there are cores keep these busy.
+TEST_THREADS ?= $(shell echo $$(($$(nproc) * 3 / 2)))
+
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help env build demo demo-clean test unit lint fmt deny bench bench-end-to-end bench-compaction test-memory soak bootstrap-build bootstrap-all
+.PHONY: help env build demo demo-clean test unit lint fmt deny bench bench-end-to-end bench-compaction test-memory test-postgres soak bootstrap-build bootstrap-all
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,7 +40,7 @@ demo-clean: ## Stops what the demo left running and removes ./demo
 
 test: bootstrap-all lint ## Everything: lints, unit tests, black-box tests on real Postgres, MinIO and DuckDB
 	@$(STEP) "build the tests" cargo test --workspace --no-run
-	@$(STEP) tests cargo test --workspace
+	@$(STEP) tests cargo test --workspace -- --test-threads $(TEST_THREADS)
 
 unit: bootstrap-build ## Only what needs no server
 	@$(STEP) "unit tests" cargo test --workspace --lib
@@ -70,6 +73,16 @@ bench-compaction: bootstrap-all ## Compaction beside DuckLake's own merge and re
 
 test-memory: bootstrap-all ## Peak memory with 5M rows and transactions of 5M changes (takes a quarter of an hour)
 	@$(STEP) "memory" env DUCKPIPE_TEST_ROWS=$${DUCKPIPE_TEST_ROWS:-5000000} cargo test --release --test main memory:: -- --nocapture --test-threads 1
+
+# What depends on the server: its WAL and what is done with it, end to end.
+POSTGRES_CORE := differential::random_writes_duckdb_local direct_commit:: lifecycle:: prefix_consistency:: stopped_table:: streamed:: truncate:: types::
+VERSIONS ?= 14 15 16 17 18
+test-postgres: bootstrap-all ## The core of the black-box tests on Postgres 14 to 18 (VERSIONS="14 18")
+	@scripts/bootstrap.sh $(VERSIONS:%=postgres-%)
+	@for version in $(VERSIONS); do \
+	  $(STEP) "tests on Postgres $$version" env DUCKPIPE_POSTGRES_BIN=$${DUCKPIPE_POSTGRES_DIR:-/var/tmp/duckpipe-postgres}/$$version/bin \
+	    cargo test --workspace --test main -- --test-threads $(TEST_THREADS) $(POSTGRES_CORE) || exit 1; \
+	done
 
 soak: bootstrap-all ## An hour of random updates on 5M rows, on both catalogs: does the lake keep its size? (DUCKPIPE_SOAK_MINUTES, _ROWS, _RATE, _UPDATES)
 	@$(STEP) "soak" cargo test --release --test main soak:: -- --ignored --nocapture --test-threads 1

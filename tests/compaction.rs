@@ -286,11 +286,11 @@ pub const SHORT_SOAK: Plan = Plan {
     scans: 0,
     settings: "[sync]\nflush_interval = \"100ms\"\n\
         [compact]\ninterval = \"1s\"\nmin_files = 4\nretain = \"4s\"\ndelete_grace = \"1m\"\n",
-    // A replaced file stays for a minute at least.
-    left_out: &["ducklake_files_scheduled_for_deletion"],
+    // A replaced file stays for a minute at least; uploads come and go with each flush.
+    left_out: &["ducklake_files_scheduled_for_deletion", "duckpipe_upload"],
     stored: false,
     // Other tests run beside this one, so that the pace of flushes changes.
-    tolerance: Tolerance { factor: 1.4, handful: 10.0 },
+    tolerance: Tolerance { factor: 1.4, handful: 30.0 },
 };
 
 #[test]

@@ -19,7 +19,7 @@ use crate::scenario::{Files, Scenario};
 const MINUTE: Duration = Duration::from_secs(60);
 /// Lakes by default, and steps of each.
 const SEEDS: u64 = 1;
-const STEPS: u64 = 30;
+const STEPS: u64 = 20;
 /// Keys from here on are stock DuckDB's own.
 const FOREIGN: i64 = 1_000_000_000;
 const IN_SYNC: [&str; 7] = [
@@ -621,7 +621,7 @@ fn run(name: &str, combination: Combination, first: u64) {
         println!("{name}: seed {seed}, {steps} steps in {} s: {met:?}", start.elapsed().as_secs());
         let missed: Vec<&str> =
             ["files merged", "convergences"].into_iter().filter(|what| !met.contains_key(what)).collect();
-        assert!(steps < 30 || missed.is_empty(), "never met: {missed:?}");
+        assert!(steps < STEPS || missed.is_empty(), "never met: {missed:?}");
     }
 }
 

@@ -22,6 +22,7 @@ mod repair;
 mod slot_progress;
 mod soak;
 mod stopped_table;
+mod streamed;
 mod truncate;
 mod types;
 mod validation;

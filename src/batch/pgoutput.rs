@@ -1,4 +1,7 @@
-//! The messages of logical replication's pgoutput plugin, protocol version 1.
+//! The messages of logical replication's pgoutput plugin, protocol version 2.
+//!
+//! A large transaction comes in blocks before it commits: between a StreamStart and a StreamStop each message names the
+//! (sub)transaction that it belongs to.
 //!
 //! Format: Postgres' documentation, "Logical Replication Message Formats". A message borrows from the bytes it was
 //! parsed from.
@@ -69,6 +72,33 @@ pub enum Message<'a> {
         cascade: bool,
         /// TRUNCATE … RESTART IDENTITY.
         restart: bool,
+    },
+    /// A block of changes of a transaction that has not committed yet.
+    StreamStart {
+        /// The transaction.
+        xid: u32,
+        /// Whether it is the transaction's first block.
+        first: bool,
+    },
+    /// The block ends.
+    StreamStop,
+    /// A transaction that came in blocks is complete.
+    StreamCommit {
+        /// The transaction.
+        xid: u32,
+        /// The start of the commit record.
+        commit_lsn: Lsn,
+        /// The position behind it.
+        end_lsn: Lsn,
+        /// When it committed, in microseconds since 1970-01-01 UTC.
+        commit_ts: i64,
+    },
+    /// A transaction that came in blocks, or a subtransaction of it, rolled back.
+    StreamAbort {
+        /// The transaction.
+        xid: u32,
+        /// The subtransaction; the transaction itself where all of it rolled back.
+        subxid: u32,
     },
 }
 
@@ -235,21 +265,34 @@ fn read_value<'a>(reader: &mut Reader<'a>) -> std::result::Result<Value<'a>, Mal
     }
 }
 
-/// Parses one message of protocol version 1.
+/// Parses one message outside of a block.
 ///
 /// # Errors
 /// `Internal` where the bytes do not follow the format, or are a message that only later protocol versions send.
 #[inline]
 pub fn parse(bytes: &[u8]) -> Result<Message<'_>> {
-    read_message(bytes).map_err(|malformed| {
-        let kind = bytes.first().map_or_else(|| "empty".to_owned(), |tag| format!("{:?}", char::from(*tag)));
-        Error::new(ErrorKind::Internal, format!("malformed pgoutput message {kind}")).caused_by(malformed)
-    })
+    read_message(bytes, false).map(|(_, message)| message).map_err(|malformed| refused(bytes, malformed))
 }
 
-fn read_message(bytes: &[u8]) -> std::result::Result<Message<'_>, Malformed> {
+/// Parses one message of a block, with the (sub)transaction that it belongs to; 0 where the message names none.
+///
+/// # Errors
+/// As [`parse`].
+#[inline]
+pub fn parse_in_block(bytes: &[u8]) -> Result<(u32, Message<'_>)> {
+    read_message(bytes, true).map_err(|malformed| refused(bytes, malformed))
+}
+
+fn refused(bytes: &[u8], malformed: Malformed) -> Error {
+    let kind = bytes.first().map_or_else(|| "empty".to_owned(), |tag| format!("{:?}", char::from(*tag)));
+    Error::new(ErrorKind::Internal, format!("malformed pgoutput message {kind}")).caused_by(malformed)
+}
+
+fn read_message(bytes: &[u8], in_block: bool) -> std::result::Result<(u32, Message<'_>), Malformed> {
     let mut reader = Reader::new(bytes);
-    let message = match reader.u8()? {
+    let tag = reader.u8()?;
+    let xid = if in_block && b"IUDTRYM".contains(&tag) { reader.u32()? } else { 0 };
+    let message = match tag {
         b'I' => {
             let oid = reader.u32()?;
             expect_new(reader.u8()?)?;
@@ -308,10 +351,19 @@ fn read_message(bytes: &[u8]) -> std::result::Result<Message<'_>, Malformed> {
             let length = usize::try_from(reader.i32()?).map_err(|_| Malformed::NegativeLength)?;
             Message::Logical(LogicalMessage { transactional, lsn, prefix, content: reader.take(length)? })
         }
+        b'S' => Message::StreamStart { xid: reader.u32()?, first: reader.u8()? == 1 },
+        b'E' => Message::StreamStop,
+        b'c' => {
+            let xid = reader.u32()?;
+            let _flags = reader.u8()?;
+            let (commit_lsn, end_lsn) = (Lsn(reader.u64()?), Lsn(reader.u64()?));
+            Message::StreamCommit { xid, commit_lsn, end_lsn, commit_ts: time(reader.i64()?)? }
+        }
+        b'A' => Message::StreamAbort { xid: reader.u32()?, subxid: reader.u32()? },
         byte => return Err(Malformed::Unknown { what: "kind of message", byte }),
     };
     match reader.rest().len() {
-        0 => Ok(message),
+        0 => Ok((xid, message)),
         left => Err(Malformed::TooLong(left)),
     }
 }
@@ -456,6 +508,23 @@ mod tests {
     }
 
     #[test]
+    fn blocks() {
+        let start = bytes(&[b"S", &7u32.to_be_bytes(), &[1]]);
+        assert_eq!(parse(&start).unwrap(), Message::StreamStart { xid: 7, first: true });
+        let truncate = bytes(&[b"T", &9u32.to_be_bytes(), &1u32.to_be_bytes(), &[0], &5u32.to_be_bytes()]);
+        let expected = Message::Truncate { oids: vec![5], cascade: false, restart: false };
+        assert_eq!(parse_in_block(&truncate).unwrap(), (9, expected));
+        assert!(parse(&truncate).is_err());
+        assert_eq!(parse_in_block(b"E").unwrap(), (0, Message::StreamStop));
+        let commit =
+            bytes(&[b"c", &7u32.to_be_bytes(), &[0], &1u64.to_be_bytes(), &2u64.to_be_bytes(), &0i64.to_be_bytes()]);
+        let (commit_lsn, end_lsn, commit_ts) = (Lsn(1), Lsn(2), 946_684_800_000_000);
+        assert_eq!(parse(&commit).unwrap(), Message::StreamCommit { xid: 7, commit_lsn, end_lsn, commit_ts });
+        let abort = bytes(&[b"A", &7u32.to_be_bytes(), &9u32.to_be_bytes()]);
+        assert_eq!(parse(&abort).unwrap(), Message::StreamAbort { xid: 7, subxid: 9 });
+    }
+
+    #[test]
     fn what_is_no_message_is_refused() {
         let insert = row_message(b'I', 5, &[(b'N', &[Value::Text(b"abc")])]);
         for end in 0..insert.len() {
@@ -473,12 +542,13 @@ mod tests {
     proptest! {
         #[test]
         fn arbitrary_bytes_never_panic(
-            tag in proptest::sample::select(b"BCOYMRIUDT".to_vec()),
+            tag in proptest::sample::select(b"BCOYMRIUDTSEcA".to_vec()),
             mut bytes in proptest::collection::vec(any::<u8>(), 0..80),
         ) {
             let _ = parse(&bytes);
             bytes.insert(0, tag);
             let _ = parse(&bytes);
+            let _ = parse_in_block(&bytes);
         }
 
         #[test]

@@ -332,8 +332,8 @@ fn partitions(
     }
     let partition = |sources| {
         let read = Arc::clone(&job.columns.schema);
-        let (schema, oldest) = (Arc::clone(schema), job.oldest);
-        Arc::new(Partition { sources, read, schema, oldest, batch_rows }) as Arc<dyn PartitionStream>
+        let schema = Arc::clone(schema);
+        Arc::new(Partition { sources, read, schema, batch_rows }) as Arc<dyn PartitionStream>
     };
     parts.into_iter().map(partition).collect()
 }
@@ -351,7 +351,6 @@ struct Partition {
     sources: Vec<(Source, Arc<DataFileReader>)>,
     read: SchemaRef,
     schema: SchemaRef,
-    oldest: i64,
     batch_rows: usize,
 }
 
@@ -368,10 +367,10 @@ impl PartitionStream for Partition {
 
     fn execute(&self, _: Arc<TaskContext>) -> SendableRecordBatchStream {
         let (read, schema) = (Arc::clone(&self.read), Arc::clone(&self.schema));
-        let (oldest, batch_rows) = (self.oldest, self.batch_rows);
+        let batch_rows = self.batch_rows;
         let rows = stream::iter(self.sources.clone())
             .map(move |(source, reader)| {
-                read_source(source, &reader, &read, Arc::clone(&schema), oldest, batch_rows).map_err(wrap)
+                read_source(source, &reader, &read, Arc::clone(&schema), batch_rows).map_err(wrap)
             })
             .try_flatten();
         Box::pin(RecordBatchStreamAdapter::new(Arc::clone(&self.schema), rows))
@@ -384,7 +383,6 @@ fn read_source(
     reader: &DataFileReader,
     read: &SchemaRef,
     schema: SchemaRef,
-    oldest: i64,
     batch_rows: usize,
 ) -> Result<impl Stream<Item = Result<RecordBatch, DataFusionError>> + use<>> {
     let rows = reader.clone().with_batch_rows(batch_rows).read(Arc::clone(read), Rows::All)?;
@@ -392,14 +390,36 @@ fn read_source(
     let mut walk = Walk::default();
     Ok(rows.map(move |batch| {
         let batch = batch.map_err(|error| wrap(Error::from(error)))?;
-        complete(&source, &batch, carried, &schema, &mut walk)
-            .and_then(|batch| drop_unreadable(&batch, oldest))
+        without(&source.dead.gone, batch)
+            .and_then(|batch| complete(&source, &batch, carried, &schema, &mut walk))
             .context(|| source.file.path.clone())
             .map_err(wrap)
     }))
 }
 
-/// How far the rows of a source were walked: its deletes are walked along with them.
+/// The rows but for those that go. A row that the oldest readable snapshot deleted is part of its changes: it stays.
+fn without(gone: &RoaringTreemap, rows: PositionedBatch) -> Result<PositionedBatch> {
+    let (Some(first), Some(last)) = (rows.positions.first(), rows.positions.last()) else { return Ok(rows) };
+    let mut here = gone.iter();
+    here.advance_to(*first);
+    let mut stays = vec![true; rows.positions.len()];
+    let mut all_stay = true;
+    for position in here.take_while(|position| position <= last) {
+        if let Ok(row) = rows.positions.binary_search(&position) {
+            stays[row] = false;
+            all_stay = false;
+        }
+    }
+    if all_stay {
+        return Ok(rows);
+    }
+    let positions = rows.positions.iter().zip(&stays).filter(|(_, stays)| **stays).map(|(position, _)| *position);
+    let positions = positions.collect();
+    let batch = filter_record_batch(&rows.batch, &BooleanArray::from(stays)).because(ErrorKind::Internal, mismatch)?;
+    Ok(PositionedBatch { positions, batch })
+}
+
+/// How far the rows of a source that stay were walked: its deletes are walked along with them.
 #[derive(Default)]
 struct Walk {
     /// Dead rows that are shown.
@@ -408,15 +428,9 @@ struct Walk {
     kept: u32,
 }
 
-/// The death of a row that goes: before every snapshot.
-const GONE: i64 = i64::MIN;
-
 impl Walk {
-    /// The next row's number among those that stay, and the snapshot that deleted it.
+    /// The next row's number, and the snapshot that deleted it.
     fn step(&mut self, dead: &Dead, position: u64) -> (u32, Option<i64>) {
-        if dead.gone.contains(position) {
-            return (self.kept, Some(GONE));
-        }
         while dead.shown.get(self.shown).is_some_and(|(row, _)| *row < position) {
             self.shown += 1;
         }
@@ -455,16 +469,6 @@ fn complete(
     columns.push(Arc::new(UInt32Array::from(origins)));
     columns.push(Arc::new(Int64Array::from(deaths)));
     RecordBatch::try_new(Arc::clone(schema), columns).because(ErrorKind::Internal, mismatch)
-}
-
-/// Without the rows that no readable snapshot shows. A row that the oldest one deleted is part of its changes: it stays.
-fn drop_unreadable(batch: &RecordBatch, oldest: i64) -> Result<RecordBatch> {
-    let deaths = batch.column(batch.num_columns() - 1).as_primitive::<Int64Type>();
-    if deaths.null_count() == deaths.len() {
-        return Ok(batch.clone());
-    }
-    let kept: BooleanArray = deaths.iter().map(|death| Some(death.is_none_or(|snapshot| snapshot >= oldest))).collect();
-    filter_record_batch(batch, &kept).because(ErrorKind::Internal, mismatch)
 }
 
 /// The least and the greatest snapshot that added a row of the file, which its statistics tell.

@@ -56,8 +56,8 @@ pub struct StreamOptions {
     pub from: Lsn,
     /// Values in their types' binary form where the types have one.
     pub binary: bool,
-    /// pgoutput's `proto_version`.
-    pub protocol: u8,
+    /// Large transactions come in blocks before they commit, instead of being kept in files of the source until then.
+    pub streaming: bool,
 }
 
 impl ReplicationConnection {
@@ -145,12 +145,12 @@ impl ReplicationConnection {
     /// connection still holds it.
     pub async fn start(mut self, options: &StreamOptions) -> Result<WalStream> {
         let command = format!(
-            "START_REPLICATION SLOT {} LOGICAL {} (proto_version '{}', publication_names {}{})",
+            "START_REPLICATION SLOT {} LOGICAL {} (proto_version '2', publication_names {}{}{})",
             sql::identifier(&options.slot),
             options.from,
-            options.protocol,
             sql::literal(&sql::identifier(&options.publication)),
             if options.binary { ", binary 'true'" } else { "" },
+            if options.streaming { ", streaming 'on'" } else { "" },
         );
         match self.wire.begin_copy(&command).await {
             Ok(()) => Ok(WalStream::spawn(self.wire.socket, self.wire.input)),

@@ -27,6 +27,7 @@ pub struct ChangeLog {
     truncated: bool,
     /// Events that hold values that became NULL because their type could not hold them: event, number of values.
     nulled: Vec<(u64, u64)>,
+    /// Where more of it would go; what is there already says so itself.
     spill: Option<Arc<Spill>>,
 }
 
@@ -65,12 +66,15 @@ struct Segment {
     len: usize,
     /// Each event is an INSERT.
     inserts_only: bool,
+    /// The subtransaction that it may yet be rolled back with; 0: none.
+    xid: u32,
 }
 
 #[derive(Clone, Debug)]
 enum Place {
     Memory(Box<ChangeBatch>),
     Disk {
+        spill: Arc<Spill>,
         keys: Extent,
         rows: Extent,
     },
@@ -93,20 +97,60 @@ impl ChangeLog {
 
     /// Appends events.
     pub fn push(&mut self, batch: ChangeBatch) {
+        self.push_of(batch, 0);
+    }
+
+    /// Appends events of a subtransaction that [`ChangeLog::abort`] may take back.
+    pub fn push_of(&mut self, batch: ChangeBatch, xid: u32) {
         let len = batch.ops.len();
         if len == 0 {
             return;
         }
         let inserts_only = arrow::compute::max(&batch.ops) == Some(Op::Insert as u8);
         self.events += len as u64;
-        self.segments.push(Segment { place: Place::Memory(Box::new(batch)), start: 0, len, inserts_only });
+        self.segments.push(Segment { place: Place::Memory(Box::new(batch)), start: 0, len, inserts_only, xid });
     }
 
     /// Appends a TRUNCATE. The events after the first `committed` belong to the same transaction: what they left is gone.
     pub fn truncate(&mut self, committed: u64) {
         drop(self.split_off(committed));
+        self.truncate_of(0);
+    }
+
+    /// Appends a TRUNCATE of a subtransaction that [`ChangeLog::abort`] may take back.
+    pub fn truncate_of(&mut self, xid: u32) {
         self.events += 1;
-        self.segments.push(Segment { place: Place::Truncation, start: 0, len: 1, inserts_only: false });
+        self.segments.push(Segment { place: Place::Truncation, start: 0, len: 1, inserts_only: false, xid });
+    }
+
+    /// Takes back what a subtransaction did.
+    pub fn abort(&mut self, xid: u32) {
+        let (mut kept, mut nulled) = (Vec::new(), Vec::new());
+        let (mut before, mut after) = (0u64, 0u64);
+        let mut waiting = self.nulled.iter().peekable();
+        for segment in self.segments.drain(..) {
+            let stays = segment.xid != xid;
+            let end = before + segment.len as u64;
+            while let Some((event, values)) = waiting.next_if(|(event, _)| *event < end) {
+                if stays {
+                    nulled.push((event - before + after, *values));
+                }
+            }
+            before = end;
+            if stays {
+                after += segment.len as u64;
+                kept.push(segment);
+            }
+        }
+        (self.segments, self.nulled, self.events) = (kept, nulled, after);
+    }
+
+    /// Appends the events of another log of the table, which stay.
+    pub fn append(&mut self, other: ChangeLog) {
+        let before = self.events;
+        self.nulled.extend(other.nulled.into_iter().map(|(event, values)| (before + event, values)));
+        self.segments.extend(other.segments.into_iter().map(|segment| Segment { xid: 0, ..segment }));
+        self.events += other.events;
     }
 
     /// Drops what the last TRUNCATE removed, and the TRUNCATE itself: [`ChangeLog::is_truncated`] tells of it from then on.
@@ -156,7 +200,7 @@ impl ChangeLog {
 
     /// Whether a part lies on disk.
     pub fn is_spilled(&self) -> bool {
-        self.spill.is_some()
+        self.segments.iter().any(|segment| matches!(segment.place, Place::Disk { .. }))
     }
 
     /// The number of segments and, for each, its first event's number.
@@ -185,8 +229,8 @@ impl ChangeLog {
                 unchanged: batch.unchanged.as_ref().map(|array| array.slice(*start, *len)),
                 keys: batch.rows.slice(*start, *len).project(&self.key).because(ErrorKind::Internal, projection)?,
             }),
-            Place::Disk { keys, .. } => {
-                let batch = self.read(*keys)?.slice(*start, *len);
+            Place::Disk { spill, keys, .. } => {
+                let batch = spill.read(*keys)?.slice(*start, *len);
                 let key: Vec<usize> = (2..batch.num_columns()).collect();
                 Ok(KeyedEvents {
                     ops: batch.column(0).as_primitive::<UInt8Type>().clone(),
@@ -207,7 +251,7 @@ impl ChangeLog {
         match place {
             Place::Truncation => Err(unsettled()),
             Place::Memory(batch) => Ok(batch.rows.slice(*start, *len)),
-            Place::Disk { rows, .. } => Ok(self.read(*rows)?.slice(*start, *len)),
+            Place::Disk { spill, rows, .. } => Ok(spill.read(*rows)?.slice(*start, *len)),
         }
     }
 
@@ -233,7 +277,7 @@ impl ChangeLog {
         self.events -= rest.events;
         self.segments = kept;
         for log in [self, &mut rest] {
-            if !log.segments.iter().any(|s| matches!(s.place, Place::Disk { .. })) {
+            if !log.is_spilled() {
                 log.spill = None;
             }
         }
@@ -253,18 +297,12 @@ impl ChangeLog {
             let Place::Memory(batch) = &segment.place else { continue };
             let keys = key_batch(batch, &self.key)?.slice(segment.start, segment.len);
             let rows = batch.rows.slice(segment.start, segment.len);
-            let place = Place::Disk { keys: spill.append(&keys)?, rows: spill.append(&rows)? };
-            *segment = Segment { place, start: 0, ..*segment };
+            let (keys, rows) = (spill.append(&keys)?, spill.append(&rows)?);
+            segment.place = Place::Disk { spill: Arc::clone(&spill), keys, rows };
+            segment.start = 0;
         }
         self.spill = Some(spill);
         Ok(())
-    }
-
-    fn read(&self, extent: Extent) -> Result<RecordBatch> {
-        let Some(spill) = &self.spill else {
-            return Err(Error::new(ErrorKind::Internal, "a spilled segment has lost its file"));
-        };
-        spill.read(extent)
     }
 }
 

@@ -570,7 +570,7 @@ impl Runner<'_> {
                 publication: source.publication.clone(),
                 from,
                 binary,
-                protocol: 1,
+                streaming: true,
             })
             .await?;
         wal.confirm(from);

@@ -4,6 +4,8 @@
 //! before; a position is taken over only where every transaction up to it is.
 
 mod cut;
+mod flight;
+mod streamed;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,10 +13,9 @@ use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 
 use crate::batch::change::ChangeBuilder;
-use crate::batch::pgoutput::{self, Message};
+use crate::batch::pgoutput::{self, Message, Relation};
 use crate::batch::relation::RelationMap;
 use crate::batch::value_error::OnUnrepresentable;
 use crate::error::{Error, ErrorKind, Result, ResultExt};
@@ -26,9 +27,12 @@ use crate::source::wal_stream::{WalChunk, WalMessage, WalStream};
 use super::boundary::Boundary;
 use super::change_log::ChangeLog;
 use super::failpoint::failpoint;
-use super::flush::{Flush, RowsOfAKey, SyncTable, flush};
+use super::flush::{Flush, RowsOfAKey, SyncTable};
 use super::pipeline::Pipeline;
 use cut::Cut;
+pub use flight::explain;
+use flight::{Flight, Flushed, joined, next_flush, record_failure};
+use streamed::Streamed;
 
 /// How a stream is to run.
 pub struct StreamOptions {
@@ -120,12 +124,6 @@ struct Waiting {
     since: Instant,
 }
 
-/// What a finished flush tells.
-struct Flushed {
-    lsn: Lsn,
-    failed: Vec<u32>,
-}
-
 /// The stream of one connection.
 pub struct Stream {
     pipeline: Arc<Pipeline>,
@@ -135,6 +133,8 @@ pub struct Stream {
     in_transaction: bool,
     /// Indexes of `tables` that the open transaction changed.
     touched: Vec<u32>,
+    /// Transactions that came in part.
+    streamed: Streamed,
     waiting: Option<Waiting>,
     /// The position at which a flush must end.
     boundary: Option<Lsn>,
@@ -185,6 +185,7 @@ impl Stream {
             tables,
             in_transaction: false,
             touched: Vec::new(),
+            streamed: Streamed::default(),
             waiting: None,
             received: applied,
             applied,
@@ -246,7 +247,7 @@ impl Stream {
             }
             let full = self.memory() >= self.pipeline.budget.buffer;
             if full && self.in_flight.is_none() {
-                // What is left in memory belongs to the open transaction alone.
+                // What is left in memory belongs to transactions that are not complete.
                 self.spill()?;
             }
             let reads = !(holds || full && self.in_flight.is_some());
@@ -277,7 +278,7 @@ impl Stream {
     }
 
     fn memory(&self) -> usize {
-        self.tables.values().map(StreamTable::memory).sum()
+        self.tables.values().map(StreamTable::memory).sum::<usize>() + self.streamed.memory()
     }
 
     fn is_done(&self) -> bool {
@@ -303,69 +304,118 @@ impl Stream {
     }
 
     fn apply(&mut self, payload: &[u8]) -> Result<()> {
-        match pgoutput::parse(payload)? {
+        let (xid, message) = match self.streamed.in_block() {
+            true => pgoutput::parse_in_block(payload)?,
+            false => (0, pgoutput::parse(payload)?),
+        };
+        match message {
             Message::Begin { final_lsn, .. } => {
                 self.in_transaction = true;
-                // Transactions come in commit order: all that committed before this one's commit record were received.
-                self.received = self.received.max(final_lsn);
-                self.cross(self.received);
+                self.all_before(final_lsn);
             }
             Message::Commit { end_lsn, commit_ts, .. } => self.commit(end_lsn, commit_ts),
-            Message::Insert { oid, new } => self.change(oid, |t, relation| t.builder.insert(relation, &new))?,
+            Message::Insert { oid, new } => self.change((oid, xid), |builder, map| builder.insert(map, &new))?,
             Message::Update { oid, old, new } => {
-                self.change(oid, |t, relation| t.builder.update(relation, old.as_ref(), &new))?;
+                self.change((oid, xid), |builder, map| builder.update(map, old.as_ref(), &new))?;
             }
-            Message::Delete { oid, old } => self.change(oid, |t, relation| t.builder.delete(relation, &old))?,
-            Message::Relation(relation) => {
-                if let Some(table) = self.tables.get_mut(&relation.oid)
-                    && table.failed.is_none()
-                {
-                    match RelationMap::new(&table.table.layout, &table.source, &relation) {
-                        Ok(map) => table.relation = Some(map),
-                        Err(error) => quarantine(table, error)?,
-                    }
-                }
-            }
+            Message::Delete { oid, old } => self.change((oid, xid), |builder, map| builder.delete(map, &old))?,
+            Message::Relation(relation) => self.relation(xid, &relation)?,
             // The message names each table that CASCADE reached; sequences, which RESTART IDENTITY sets back, are not in the lake.
             Message::Truncate { oids, .. } => {
                 for oid in oids {
-                    self.truncate(oid)?;
+                    self.truncate(oid, xid)?;
                 }
             }
+            Message::StreamStart { xid, .. } => {
+                self.in_transaction = true;
+                self.streamed.start(xid);
+            }
+            Message::StreamStop => {
+                self.in_transaction = false;
+                self.streamed.stop();
+            }
+            Message::StreamCommit { xid, commit_lsn, end_lsn, commit_ts } => {
+                self.all_before(commit_lsn);
+                self.commit_streamed(xid, end_lsn, commit_ts)?;
+            }
+            Message::StreamAbort { xid, subxid } => self.streamed.abort(xid, subxid)?,
             Message::Origin | Message::Type | Message::Logical(_) => {}
         }
         Ok(())
     }
 
-    fn truncate(&mut self, oid: u32) -> Result<()> {
+    /// Transactions come in commit order: all that committed before this commit record were received.
+    fn all_before(&mut self, commit: Lsn) {
+        self.received = self.received.max(commit);
+        self.cross(self.received);
+    }
+
+    fn relation(&mut self, xid: u32, relation: &Relation) -> Result<()> {
+        let Some(table) = self.tables.get_mut(&relation.oid).filter(|table| table.failed.is_none()) else {
+            return Ok(());
+        };
+        if self.streamed.in_block() {
+            return self.streamed.relation(xid, table, relation);
+        }
+        match RelationMap::new(&table.table.layout, &table.source, relation) {
+            Ok(map) => table.relation = Some(map),
+            Err(error) => quarantine(table, error)?,
+        }
+        Ok(())
+    }
+
+    fn truncate(&mut self, oid: u32, xid: u32) -> Result<()> {
         let Some(table) = self.tables.get_mut(&oid).filter(|table| table.failed.is_none()) else { return Ok(()) };
+        if self.streamed.in_block() {
+            return self.streamed.truncate((oid, xid), table);
+        }
         if self.touched.last() != Some(&oid) {
             self.touched.push(oid);
         }
         table.truncate()
     }
 
-    fn change(&mut self, oid: u32, append: impl FnOnce(&mut StreamTable, &RelationMap) -> Result<()>) -> Result<()> {
-        let Some(table) = self.tables.get_mut(&oid) else { return Ok(()) };
-        if table.failed.is_some() {
-            return Ok(());
+    fn change(
+        &mut self,
+        (oid, xid): (u32, u32),
+        append: impl FnOnce(&mut ChangeBuilder, &RelationMap) -> Result<()>,
+    ) -> Result<()> {
+        let Some(table) = self.tables.get_mut(&oid).filter(|table| table.failed.is_none()) else { return Ok(()) };
+        if self.streamed.in_block() {
+            return self.streamed.change((oid, xid), table, append);
         }
-        let Some(relation) = table.relation.take() else {
-            return Err(Error::new(
-                ErrorKind::Internal,
-                format!("a change of relation {oid} came before its description"),
-            ));
-        };
+        let Some(relation) = &table.relation else { return Err(undescribed(oid)) };
         if self.touched.last() != Some(&oid) {
             self.touched.push(oid);
         }
-        let appended = append(table, &relation);
-        table.relation = Some(relation);
-        if let Err(error) = appended {
+        if let Err(error) = append(&mut table.builder, relation) {
             quarantine(table, error)?;
-        } else if table.builder.rows() >= BATCH_EVENTS || table.builder.bytes() >= BATCH_BYTES {
+        } else if is_batch(&table.builder) {
             table.seal()?;
         }
+        Ok(())
+    }
+
+    /// What came in blocks takes its place behind everything that committed before.
+    fn commit_streamed(&mut self, xid: u32, end_lsn: Lsn, commit_ts: i64) -> Result<()> {
+        let tables = self.streamed.take(xid)?;
+        // An applied transaction may come again after a reconnect.
+        let applied = end_lsn <= self.applied;
+        for (oid, mut streamed) in tables {
+            let Some(table) = self.tables.get_mut(&oid).filter(|table| table.failed.is_none()) else { continue };
+            let failure = streamed.failure();
+            if let Some(relation) = streamed.seen() {
+                table.relation = Some(relation);
+            }
+            if let Some(error) = failure.filter(|_| !applied) {
+                quarantine(table, error)?;
+            } else if !applied && streamed.log.events() > 0 {
+                table.seal()?;
+                table.log.append(streamed.log);
+                self.touched.push(oid);
+            }
+        }
+        self.commit(end_lsn, commit_ts);
         Ok(())
     }
 
@@ -413,7 +463,7 @@ impl Stream {
             table.seal()?;
             tokio::task::block_in_place(|| table.log.spill(directory))?;
         }
-        Ok(())
+        self.streamed.spill(directory)
     }
 
     // --- flushing ----------------------------------------------------------------------------------------------------
@@ -456,10 +506,7 @@ impl Stream {
             state: self.state,
             rows_of_a_key: RowsOfAKey::One,
         };
-        let pipeline = Arc::clone(&self.pipeline);
-        let attempts = self.options.attempts;
-        let task = tokio::spawn(async move { flush_until_done(&pipeline, flush, attempts).await });
-        self.in_flight = Some(Flight(task));
+        self.in_flight = Some(Flight::begin(Arc::clone(&self.pipeline), flush, self.options.attempts));
         Ok(())
     }
 
@@ -555,6 +602,15 @@ impl Stream {
     }
 }
 
+/// Whether the builder's rows are enough for a batch.
+fn is_batch(builder: &ChangeBuilder) -> bool {
+    builder.rows() >= BATCH_EVENTS || builder.bytes() >= BATCH_BYTES
+}
+
+fn undescribed(oid: u32) -> Error {
+    Error::new(ErrorKind::Internal, format!("a change of relation {oid} came before its description"))
+}
+
 /// A table's error stops the table; any other error is passed on.
 fn quarantine(table: &mut StreamTable, error: Error) -> Result<()> {
     if error.kind() != ErrorKind::Table {
@@ -562,78 +618,6 @@ fn quarantine(table: &mut StreamTable, error: Error) -> Result<()> {
     }
     table.fail(Failure::New(error));
     Ok(())
-}
-
-/// An error with its remedy, as `status` shows it.
-pub fn explain(error: &Error) -> String {
-    match error.remedy_text() {
-        Some(remedy) => format!("{error}; {remedy}"),
-        None => error.to_string(),
-    }
-}
-
-async fn record_failure(pipeline: &Pipeline, table: &SyncTable, error: &Error, applied: Lsn) -> Result<()> {
-    tracing::error!(table = %table.layout.table, %error, fix = error.remedy_text(), "the table stops; the others go on");
-    let text = explain(error);
-    pipeline.lake.fail_table(&pipeline.fence, table.lake.table_id, &text).await?;
-    pipeline.stop_table(table.lake.name.clone(), applied);
-    table.progress.fail(text);
-    Ok(())
-}
-
-/// Flushes, again after a passing failure, and without a table that can't go on.
-async fn flush_until_done(pipeline: &Pipeline, mut what: Flush, attempts: Option<u32>) -> Result<Flushed> {
-    let mut failed = Vec::new();
-    let mut tries = 0;
-    loop {
-        let failure = match flush(pipeline, &what).await {
-            Ok(()) => return Ok(Flushed { lsn: what.lsn, failed }),
-            Err(failure) => failure,
-        };
-        if let Some(table) = failure.table {
-            record_failure(pipeline, &table, &failure.error, what.follows).await?;
-            failed.push(table.oid);
-            what.logs.retain(|(other, _)| other.oid != table.oid);
-            continue;
-        }
-        tries += 1;
-        if failure.error.kind() != ErrorKind::Transient || attempts.is_some_and(|most| tries >= most) {
-            return Err(failure.error);
-        }
-        let pause = Duration::from_millis(250 * 2u64.pow(tries.min(7)));
-        tracing::warn!(error = %failure.error, ?pause, "the flush failed; trying again");
-        tokio::time::sleep(pause).await;
-        if let Ok(Some(row)) = pipeline.lake.pipeline(&pipeline.fence.pipeline).await {
-            // The connection may have broken after the catalog committed.
-            if row.lsn >= Some(what.lsn) {
-                return Ok(Flushed { lsn: what.lsn, failed });
-            }
-            // Or a flush of a stream that was given up got in before: this stream must begin again after it.
-            if row.lsn != Some(what.follows) {
-                return Err(failure.error);
-            }
-        }
-    }
-}
-
-/// A flush under way, which ends with the stream that it belongs to.
-struct Flight(JoinHandle<Result<Flushed>>);
-
-impl Drop for Flight {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-async fn next_flush(flush: &mut Option<Flight>) -> std::result::Result<Result<Flushed>, tokio::task::JoinError> {
-    match flush {
-        Some(flush) => (&mut flush.0).await,
-        None => std::future::pending().await,
-    }
-}
-
-fn joined<T>(result: std::result::Result<Result<T>, tokio::task::JoinError>) -> Result<T> {
-    result.unwrap_or_else(|error| Err(Error::new(ErrorKind::Internal, "the flush task died").caused_by(error)))
 }
 
 async fn sleep_until(due: Option<Instant>) {

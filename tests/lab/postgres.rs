@@ -88,6 +88,8 @@ impl Postgres {
                 ("max_replication_slots", "40"),
                 ("max_connections", "150"),
                 ("wal_sender_timeout", "30s"),
+                // Transactions that are hardly large come in blocks.
+                ("logical_decoding_work_mem", "64kB"),
                 ("shared_buffers", "64MB"),
                 ("max_wal_size", "4GB"),
                 ("logging_collector", "off"),
@@ -109,8 +111,7 @@ impl Postgres {
             }
             let log = self.folder.path().join("postgres.log");
             let mut server = Server::start(command, log, "QUIT", self.folder.path()).expect("postgres");
-            let ready = bin("pg_isready");
-            let port = self.port.to_string();
+            let url = self.url("postgres", "postgres");
             let up = wait_for(
                 "Postgres accepts connections",
                 Duration::from_secs(120),
@@ -118,9 +119,7 @@ impl Postgres {
                     if !server.runs() {
                         return Some(false);
                     }
-                    let mut check = self.user.command(&ready);
-                    check.args(["-q", "-h", "127.0.0.1", "-p", &port]);
-                    check.status().is_ok_and(|status| status.success()).then_some(true)
+                    RUNTIME.block_on(tokio_postgres::connect(&url, NoTls)).is_ok().then_some(true)
                 },
                 || "see the server's log in its folder (DUCKPIPE_LAB_KEEP=1 keeps it)".to_owned(),
             );

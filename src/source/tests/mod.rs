@@ -20,7 +20,7 @@ fn connections_can_move_between_threads() {
             publication: String::new(),
             from: crate::lsn::Lsn::ZERO,
             binary: true,
-            protocol: 1,
+            streaming: false,
         };
         let mut stream = connection.start(&options).await?;
         stream.next().await?;

@@ -10,7 +10,7 @@ use crate::source::slot;
 use crate::source::wal_stream::{WalMessage, WalStream};
 
 fn options(name: &str, from: Lsn) -> StreamOptions {
-    StreamOptions { slot: name.into(), publication: name.into(), from, binary: true, protocol: 1 }
+    StreamOptions { slot: name.into(), publication: name.into(), from, binary: true, streaming: false }
 }
 
 /// A database with a table, a publication and a slot, all of this name; the position of the slot.

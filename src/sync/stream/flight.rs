@@ -1,0 +1,99 @@
+//! A flush under way beside the stream, tried again where that helps, and without a table that can't go on.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::lsn::Lsn;
+use crate::sync::flush::{Flush, SyncTable, flush};
+use crate::sync::pipeline::Pipeline;
+
+/// What a finished flush tells.
+pub(super) struct Flushed {
+    pub(super) lsn: Lsn,
+    /// The tables that were left out.
+    pub(super) failed: Vec<u32>,
+}
+
+/// An error with its remedy, as `status` shows it.
+pub fn explain(error: &Error) -> String {
+    match error.remedy_text() {
+        Some(remedy) => format!("{error}; {remedy}"),
+        None => error.to_string(),
+    }
+}
+
+pub(super) async fn record_failure(pipeline: &Pipeline, table: &SyncTable, error: &Error, applied: Lsn) -> Result<()> {
+    tracing::error!(table = %table.layout.table, %error, fix = error.remedy_text(), "the table stops; the others go on");
+    let text = explain(error);
+    pipeline.lake.fail_table(&pipeline.fence, table.lake.table_id, &text).await?;
+    pipeline.stop_table(table.lake.name.clone(), applied);
+    table.progress.fail(text);
+    Ok(())
+}
+
+/// Flushes, again after a passing failure, and without a table that can't go on.
+async fn until_done(pipeline: &Pipeline, mut what: Flush, attempts: Option<u32>) -> Result<Flushed> {
+    let mut failed = Vec::new();
+    let mut tries = 0;
+    loop {
+        let failure = match flush(pipeline, &what).await {
+            Ok(()) => return Ok(Flushed { lsn: what.lsn, failed }),
+            Err(failure) => failure,
+        };
+        if let Some(table) = failure.table {
+            record_failure(pipeline, &table, &failure.error, what.follows).await?;
+            failed.push(table.oid);
+            what.logs.retain(|(other, _)| other.oid != table.oid);
+            continue;
+        }
+        tries += 1;
+        if failure.error.kind() != ErrorKind::Transient || attempts.is_some_and(|most| tries >= most) {
+            return Err(failure.error);
+        }
+        let pause = Duration::from_millis(250 * 2u64.pow(tries.min(7)));
+        tracing::warn!(error = %failure.error, ?pause, "the flush failed; trying again");
+        tokio::time::sleep(pause).await;
+        if let Ok(Some(row)) = pipeline.lake.pipeline(&pipeline.fence.pipeline).await {
+            // The connection may have broken after the catalog committed.
+            if row.lsn >= Some(what.lsn) {
+                return Ok(Flushed { lsn: what.lsn, failed });
+            }
+            // Or a flush of a stream that was given up got in before: this stream must begin again after it.
+            if row.lsn != Some(what.follows) {
+                return Err(failure.error);
+            }
+        }
+    }
+}
+
+/// A flush under way, which ends with the stream that it belongs to.
+pub(super) struct Flight(pub(super) JoinHandle<Result<Flushed>>);
+
+impl Flight {
+    /// Begins a flush; `attempts`: how often it is tried when store or catalog fail, `None`: for ever.
+    pub(super) fn begin(pipeline: Arc<Pipeline>, flush: Flush, attempts: Option<u32>) -> Flight {
+        Flight(tokio::spawn(async move { until_done(&pipeline, flush, attempts).await }))
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+pub(super) async fn next_flush(
+    flush: &mut Option<Flight>,
+) -> std::result::Result<Result<Flushed>, tokio::task::JoinError> {
+    match flush {
+        Some(flush) => (&mut flush.0).await,
+        None => std::future::pending().await,
+    }
+}
+
+pub(super) fn joined<T>(result: std::result::Result<Result<T>, tokio::task::JoinError>) -> Result<T> {
+    result.unwrap_or_else(|error| Err(Error::new(ErrorKind::Internal, "the flush task died").caused_by(error)))
+}

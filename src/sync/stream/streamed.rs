@@ -1,0 +1,211 @@
+//! Transactions that come in blocks before they commit.
+//!
+//! Their changes are decoded as they come, into logs of their own, and wait there: in memory, or past the budget on local disk. A
+//! commit appends them to the tables' logs; a rollback, of the whole or of a subtransaction, takes them back. What such a transaction says of a
+//! relation holds for itself alone until it commits.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use hashbrown::HashMap;
+
+use super::StreamTable;
+use crate::batch::change::ChangeBuilder;
+use crate::batch::pgoutput::Relation;
+use crate::batch::relation::RelationMap;
+use crate::error::{Error, ErrorKind, Result};
+use crate::sync::change_log::ChangeLog;
+
+/// The transactions that have begun to come, by their ids.
+#[derive(Default)]
+pub(super) struct Streamed {
+    transactions: HashMap<u32, HashMap<u32, StreamedTable>>,
+    /// The transaction whose block is open.
+    open: Option<u32>,
+}
+
+/// What a transaction that has not committed did to one table.
+pub(super) struct StreamedTable {
+    /// As the transaction sees it, where it said so.
+    relation: Seen,
+    pub(super) log: ChangeLog,
+    builder: ChangeBuilder,
+    /// The subtransaction that the builder's rows belong to.
+    xid: u32,
+    /// What could not be taken, by the subtransaction that brought it.
+    failures: Vec<(u32, Error)>,
+}
+
+/// How a transaction sees a table.
+enum Seen {
+    /// As those that committed before.
+    Before,
+    Now(RelationMap),
+    /// As something that the lake's table does not fit, and why. The server describes the table anew after a rollback, as it does in
+    /// the next block of any transaction that changed a definition.
+    Unfit(String),
+}
+
+impl StreamedTable {
+    fn new(table: &StreamTable) -> StreamedTable {
+        StreamedTable {
+            relation: Seen::Before,
+            log: ChangeLog::new(table.table.layout.key.clone()),
+            builder: ChangeBuilder::new(Arc::clone(&table.table.layout), table.on_unrepresentable),
+            xid: 0,
+            failures: Vec::new(),
+        }
+    }
+
+    fn seal(&mut self) -> Result<()> {
+        if self.builder.rows() > 0 {
+            self.log.add_nulled(self.builder.nulled_rows());
+            let batch = self.builder.finish()?;
+            self.log.push_of(batch, self.xid);
+        }
+        Ok(())
+    }
+
+    /// What comes next belongs to this subtransaction.
+    fn belongs_to(&mut self, xid: u32) -> Result<()> {
+        if self.xid != xid {
+            self.seal()?;
+            self.xid = xid;
+        }
+        Ok(())
+    }
+
+    /// An error of the table's own counts once its subtransaction commits; any other is passed on.
+    fn note(&mut self, xid: u32, result: Result<()>) -> Result<()> {
+        match result {
+            Err(error) if error.kind() == ErrorKind::Table => {
+                if self.failures.iter().all(|(failed, _)| *failed != xid) {
+                    self.failures.push((xid, error));
+                }
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    /// How the table looks once the transaction has committed, where it said so.
+    pub(super) fn seen(&mut self) -> Option<RelationMap> {
+        match std::mem::replace(&mut self.relation, Seen::Before) {
+            Seen::Now(relation) => Some(relation),
+            Seen::Before | Seen::Unfit(_) => None,
+        }
+    }
+
+    /// What of it is to stop the table.
+    pub(super) fn failure(&mut self) -> Option<Error> {
+        (!self.failures.is_empty()).then(|| self.failures.swap_remove(0).1)
+    }
+
+    fn memory(&self) -> usize {
+        self.log.memory() + self.builder.bytes()
+    }
+}
+
+impl Streamed {
+    /// Whether a block is open.
+    pub(super) fn in_block(&self) -> bool {
+        self.open.is_some()
+    }
+
+    pub(super) fn start(&mut self, xid: u32) {
+        self.transactions.entry(xid).or_default();
+        self.open = Some(xid);
+    }
+
+    pub(super) fn stop(&mut self) {
+        self.open = None;
+    }
+
+    fn table(&mut self, oid: u32, table: &StreamTable) -> Result<&mut StreamedTable> {
+        let open = self.open.and_then(|xid| self.transactions.get_mut(&xid));
+        let open = open.ok_or_else(|| Error::new(ErrorKind::Internal, "a change of a block that is not open"))?;
+        Ok(open.entry(oid).or_insert_with(|| StreamedTable::new(table)))
+    }
+
+    /// How the table looks in the transaction from here on.
+    pub(super) fn relation(&mut self, xid: u32, table: &StreamTable, relation: &Relation) -> Result<()> {
+        let streamed = self.table(relation.oid, table)?;
+        match RelationMap::new(&table.table.layout, &table.source, relation) {
+            Ok(map) => {
+                streamed.relation = Seen::Now(map);
+                Ok(())
+            }
+            Err(error) => {
+                streamed.relation = Seen::Unfit(error.to_string());
+                streamed.note(xid, Err(error))
+            }
+        }
+    }
+
+    /// A change of a row.
+    pub(super) fn change(
+        &mut self,
+        (oid, xid): (u32, u32),
+        table: &StreamTable,
+        append: impl FnOnce(&mut ChangeBuilder, &RelationMap) -> Result<()>,
+    ) -> Result<()> {
+        let streamed = self.table(oid, table)?;
+        streamed.belongs_to(xid)?;
+        let appended =
+            match (&streamed.relation, &table.relation) {
+                (Seen::Now(relation), _) | (Seen::Before, Some(relation)) => append(&mut streamed.builder, relation),
+                (Seen::Unfit(why), _) => Err(Error::new(ErrorKind::Table, why.clone())
+                    .remedy("copy the table anew: `duckpipe sync --resnapshot`")),
+                (Seen::Before, None) => Err(super::undescribed(oid)),
+            };
+        streamed.note(xid, appended)?;
+        if super::is_batch(&streamed.builder) {
+            streamed.seal()?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn truncate(&mut self, (oid, xid): (u32, u32), table: &StreamTable) -> Result<()> {
+        let streamed = self.table(oid, table)?;
+        streamed.belongs_to(xid)?;
+        streamed.seal()?;
+        streamed.log.truncate_of(xid);
+        Ok(())
+    }
+
+    /// The transaction, or a subtransaction of it, rolled back.
+    pub(super) fn abort(&mut self, xid: u32, subxid: u32) -> Result<()> {
+        if xid == subxid {
+            self.transactions.remove(&xid);
+            return Ok(());
+        }
+        for table in self.transactions.get_mut(&xid).into_iter().flat_map(HashMap::values_mut) {
+            table.seal()?;
+            table.log.abort(subxid);
+            table.failures.retain(|(failed, _)| *failed != subxid);
+        }
+        Ok(())
+    }
+
+    /// The transaction committed: what it did, by table, whole.
+    pub(super) fn take(&mut self, xid: u32) -> Result<HashMap<u32, StreamedTable>> {
+        let mut tables = self.transactions.remove(&xid).unwrap_or_default();
+        for table in tables.values_mut() {
+            table.seal()?;
+        }
+        Ok(tables)
+    }
+
+    pub(super) fn memory(&self) -> usize {
+        self.transactions.values().flat_map(HashMap::values).map(StreamedTable::memory).sum()
+    }
+
+    /// Moves what is in memory to local disk.
+    pub(super) fn spill(&mut self, directory: &Path) -> Result<()> {
+        for table in self.transactions.values_mut().flat_map(HashMap::values_mut).filter(|table| table.memory() > 0) {
+            table.seal()?;
+            tokio::task::block_in_place(|| table.log.spill(directory))?;
+        }
+        Ok(())
+    }
+}
