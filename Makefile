@@ -17,7 +17,7 @@ TEST_THREADS ?= $(shell echo $$(($$(nproc) * 3 / 2)))
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help env build demo demo-clean test unit lint fmt deny bench bench-end-to-end bench-compaction test-memory test-postgres soak bootstrap-build bootstrap-all
+.PHONY: help env build demo demo-clean test unit lint lint-texts fmt deny bench bench-end-to-end bench-compaction test-memory test-postgres soak bootstrap-build bootstrap-all
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,16 +38,21 @@ demo: ## A private Postgres, a lake that follows it, and the same query on both 
 demo-clean: ## Stops what the demo left running and removes ./demo
 	@scripts/demo.sh clean
 
-test: bootstrap-all lint ## Everything: lints, unit tests, black-box tests on real Postgres, MinIO and DuckDB
-	@$(STEP) "build the tests" cargo test --workspace --no-run
-	@$(STEP) tests cargo test --workspace -- --test-threads $(TEST_THREADS)
+# What `cargo clippy` does, but while building: it would compile all dependencies a second time.
+LINTED := env RUSTC_WORKSPACE_WRAPPER=clippy-driver CLIPPY_ARGS=-Dwarnings__CLIPPY_HACKERY__
+
+test: bootstrap-all lint-texts ## Everything: lints, unit tests, black-box tests on real Postgres, MinIO and DuckDB
+	@$(STEP) "build and lint" $(LINTED) cargo test --workspace --all-targets --no-run
+	@$(STEP) tests $(LINTED) cargo test --workspace -- --test-threads $(TEST_THREADS)
 
 unit: bootstrap-build ## Only what needs no server
 	@$(STEP) "unit tests" cargo test --workspace --lib
 
-lint: bootstrap-build ## Format, clippy without warnings
-	@$(STEP) format cargo fmt --all --check
+lint: bootstrap-build lint-texts ## Format, clippy without warnings
 	@$(STEP) clippy cargo clippy --workspace --all-targets -- -D warnings
+
+lint-texts:
+	@$(STEP) format cargo fmt --all --check
 	@if command -v docker-compose >/dev/null; then $(STEP) "compose file" docker-compose config --quiet; fi
 	@if command -v shellcheck >/dev/null; then $(STEP) "shell scripts" shellcheck -x -S warning scripts/*.sh minio/*.sh .ci/run; fi
 
