@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::lab::lake::extension_file;
 use crate::lab::minio::SECRET_KEY;
 use crate::lab::{CatalogKind, Combination, Finished, Lake, Options, PASSWORD, Postgres, StoreKind, free_port};
 use crate::scenario::Scenario;
@@ -362,6 +363,24 @@ fn wrong_usage() {
 }
 
 /// No command prints a password or a key, whatever goes wrong and however much it logs.
+/// DuckDB loads nothing that its makers did not sign, unless it is told that the folder can be trusted.
+#[test]
+fn an_extension_that_was_tampered_with() {
+    let mut scenario = scenario("bad_extension", Combination::EMBEDDED, T);
+    let folder = scenario.duckpipe.folder().join("extensions");
+    std::fs::create_dir(&folder).unwrap();
+    let mut bytes = std::fs::read(extension_file("ducklake")).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(folder.join("ducklake.duckdb_extension"), bytes).unwrap();
+    scenario.duckpipe.set("DUCKPIPE_EXTENSIONS", &folder.display().to_string());
+    scenario.duckpipe.set("DUCKPIPE_TRUST_EXTENSIONS", "0");
+    refused(&scenario, 1, &["extension ducklake", "signature"]);
+    // As it was fetched, it is loaded.
+    scenario.duckpipe.set("DUCKPIPE_EXTENSIONS", &extension_file("").parent().unwrap().display().to_string());
+    scenario.converge(&["public.t"]);
+}
+
 #[test]
 fn secrets_stay_secret() {
     for (name, combination) in [("bad_secret_duckdb", Combination::EMBEDDED), ("bad_secret_postgres", POSTGRES_S3)] {

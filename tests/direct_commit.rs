@@ -12,7 +12,7 @@ use rand::{Rng, SeedableRng};
 use crate::lab::{CatalogKind, Combination, Lake, NativeLake, StoreKind};
 use crate::scenario::{Files, Scenario, seed};
 
-const FLUSHES: usize = 32;
+const FLUSHES: usize = 18;
 const COLUMNS: &str = "k INTEGER, part VARCHAR, n BIGINT, amount DECIMAL(10,2), v VARCHAR, f DOUBLE";
 const TABLES: [&str; 2] = ["a", "b"];
 

@@ -27,13 +27,13 @@ const ORDERS: u32 = 60_000;
 
 #[test]
 fn killed_everywhere_duckdb_local() {
-    killed_everywhere("kill_duckdb_local", Combination::EMBEDDED, 0xD0C, 5);
+    killed_everywhere("kill_duckdb_local", Combination::EMBEDDED, 0xD0C, 4);
 }
 
 #[test]
 fn killed_everywhere_postgres_s3() {
     let combination = Combination { catalog: CatalogKind::Postgres, store: StoreKind::S3 };
-    killed_everywhere("kill_postgres_s3", combination, 0x9053, 5);
+    killed_everywhere("kill_postgres_s3", combination, 0x9053, 4);
 }
 
 #[test]

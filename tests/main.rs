@@ -8,6 +8,7 @@ mod scenario;
 mod workload;
 
 mod bad_input;
+mod changes;
 mod compaction;
 mod compaction_fuzz;
 mod dependencies;

@@ -87,6 +87,7 @@ impl Postgres {
                 ("max_wal_senders", "40"),
                 ("max_replication_slots", "40"),
                 ("max_connections", "150"),
+                ("max_prepared_transactions", "10"),
                 ("wal_sender_timeout", "30s"),
                 // Transactions that are hardly large come in blocks.
                 ("logical_decoding_work_mem", "64kB"),

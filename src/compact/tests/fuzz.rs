@@ -20,7 +20,7 @@ use crate::validate::{ValidateProgress, check_files, stored_files};
 
 /// Tables by default, and steps of each.
 const SEEDS: u64 = 3;
-const STEPS: u64 = 25;
+const STEPS: u64 = 20;
 
 fn asked(variable: &str, default: u64) -> u64 {
     std::env::var(variable).ok().and_then(|number| number.parse().ok()).unwrap_or(default)
