@@ -156,3 +156,19 @@ fn open_while_processes_come_and_go() {
     scenario.duckpipe.run(&["validate"]).expect(0);
     Files::read(&scenario.lake, &scenario.lake.open_native()).assert_no_orphans();
 }
+
+/// A block with an exception handler is a subtransaction: thousands of them in one transaction, every third of which fails.
+#[test]
+fn thousands_of_subtransactions() {
+    let scenario = synced("streamed_handlers", Combination::EMBEDDED);
+    scenario.source.execute(
+        "DO $$ BEGIN FOR i IN 1..6000 LOOP BEGIN \
+         INSERT INTO t VALUES (10000 + i, repeat('x', 30)); UPDATE wide SET n = i WHERE id = i % 200; \
+         IF i % 3 = 0 THEN RAISE EXCEPTION 'not this one'; END IF; \
+         EXCEPTION WHEN raise_exception THEN NULL; END; END LOOP; END $$",
+    );
+    scenario.converge(&FOLLOWED);
+    assert!(sent_in_blocks(&scenario) >= 4, "{} blocks", sent_in_blocks(&scenario));
+    let native = scenario.lake.open_native();
+    assert_eq!(native.number("SELECT count(*) FROM lake.public.t"), 5000);
+}

@@ -66,8 +66,37 @@ struct Segment {
     len: usize,
     /// Each event is an INSERT.
     inserts_only: bool,
-    /// The subtransaction that it may yet be rolled back with; 0: none.
-    xid: u32,
+    /// The subtransactions that it may yet be rolled back with.
+    xids: Xids,
+}
+
+/// Which subtransaction each event of a batch belongs to.
+#[derive(Clone, Debug)]
+enum Xids {
+    /// They are committed.
+    Committed,
+    One(u32),
+    /// One a row of the batch.
+    Each(Arc<[u32]>),
+}
+
+impl Segment {
+    /// The runs of its events that do not belong to the subtransaction: where each begins and ends.
+    fn without(&self, xid: u32) -> Vec<(usize, usize)> {
+        let each = match &self.xids {
+            Xids::One(own) if *own == xid => return Vec::new(),
+            Xids::Committed | Xids::One(_) => return vec![(0, self.len)],
+            Xids::Each(all) => &all[self.start..self.start + self.len],
+        };
+        let mut runs: Vec<(usize, usize)> = Vec::new();
+        for (row, _) in each.iter().enumerate().filter(|(_, own)| **own != xid) {
+            match runs.last_mut() {
+                Some((_, end)) if *end == row => *end += 1,
+                _ => runs.push((row, row + 1)),
+            }
+        }
+        runs
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -97,50 +126,62 @@ impl ChangeLog {
 
     /// Appends events.
     pub fn push(&mut self, batch: ChangeBatch) {
-        self.push_of(batch, 0);
+        self.append_batch(batch, Xids::Committed);
     }
 
-    /// Appends events of a subtransaction that [`ChangeLog::abort`] may take back.
-    pub fn push_of(&mut self, batch: ChangeBatch, xid: u32) {
+    /// Appends events of subtransactions, one a row, which [`ChangeLog::abort`] may take back.
+    pub fn push_of(&mut self, batch: ChangeBatch, xids: Vec<u32>) {
+        let xids = match xids.as_slice() {
+            [first, rest @ ..] if rest.iter().all(|xid| xid == first) => Xids::One(*first),
+            _ => Xids::Each(xids.into()),
+        };
+        self.append_batch(batch, xids);
+    }
+
+    fn append_batch(&mut self, batch: ChangeBatch, xids: Xids) {
         let len = batch.ops.len();
         if len == 0 {
             return;
         }
         let inserts_only = arrow::compute::max(&batch.ops) == Some(Op::Insert as u8);
         self.events += len as u64;
-        self.segments.push(Segment { place: Place::Memory(Box::new(batch)), start: 0, len, inserts_only, xid });
+        self.segments.push(Segment { place: Place::Memory(Box::new(batch)), start: 0, len, inserts_only, xids });
     }
 
     /// Appends a TRUNCATE. The events after the first `committed` belong to the same transaction: what they left is gone.
     pub fn truncate(&mut self, committed: u64) {
         drop(self.split_off(committed));
-        self.truncate_of(0);
+        self.append_truncation(Xids::Committed);
     }
 
     /// Appends a TRUNCATE of a subtransaction that [`ChangeLog::abort`] may take back.
     pub fn truncate_of(&mut self, xid: u32) {
+        self.append_truncation(Xids::One(xid));
+    }
+
+    fn append_truncation(&mut self, xids: Xids) {
         self.events += 1;
-        self.segments.push(Segment { place: Place::Truncation, start: 0, len: 1, inserts_only: false, xid });
+        self.segments.push(Segment { place: Place::Truncation, start: 0, len: 1, inserts_only: false, xids });
     }
 
     /// Takes back what a subtransaction did.
     pub fn abort(&mut self, xid: u32) {
-        let (mut kept, mut nulled) = (Vec::new(), Vec::new());
-        let (mut before, mut after) = (0u64, 0u64);
-        let mut waiting = self.nulled.iter().peekable();
+        let mut kept: Vec<Segment> = Vec::with_capacity(self.segments.len());
+        let mut nulled = Vec::new();
+        let mut waiting = std::mem::take(&mut self.nulled).into_iter().peekable();
+        let (mut before, mut after) = (0, 0);
         for segment in self.segments.drain(..) {
-            let stays = segment.xid != xid;
-            let end = before + segment.len as u64;
-            while let Some((event, values)) = waiting.next_if(|(event, _)| *event < end) {
-                if stays {
-                    nulled.push((event - before + after, *values));
+            for (from, to) in segment.without(xid) {
+                let first = before + from as u64;
+                // Those of rows that go are passed over.
+                while waiting.next_if(|(event, _)| *event < first).is_some() {}
+                while let Some((event, values)) = waiting.next_if(|(event, _)| *event < before + to as u64) {
+                    nulled.push((event - first + after, values));
                 }
+                after += (to - from) as u64;
+                kept.push(Segment { start: segment.start + from, len: to - from, ..segment.clone() });
             }
-            before = end;
-            if stays {
-                after += segment.len as u64;
-                kept.push(segment);
-            }
+            before += segment.len as u64;
         }
         (self.segments, self.nulled, self.events) = (kept, nulled, after);
     }
@@ -149,7 +190,7 @@ impl ChangeLog {
     pub fn append(&mut self, other: ChangeLog) {
         let before = self.events;
         self.nulled.extend(other.nulled.into_iter().map(|(event, values)| (before + event, values)));
-        self.segments.extend(other.segments.into_iter().map(|segment| Segment { xid: 0, ..segment }));
+        self.segments.extend(other.segments.into_iter().map(|segment| Segment { xids: Xids::Committed, ..segment }));
         self.events += other.events;
     }
 
@@ -299,6 +340,9 @@ impl ChangeLog {
             let rows = batch.rows.slice(segment.start, segment.len);
             let (keys, rows) = (spill.append(&keys)?, spill.append(&rows)?);
             segment.place = Place::Disk { spill: Arc::clone(&spill), keys, rows };
+            if let Xids::Each(all) = &segment.xids {
+                segment.xids = Xids::Each(all[segment.start..segment.start + segment.len].into());
+            }
             segment.start = 0;
         }
         self.spill = Some(spill);

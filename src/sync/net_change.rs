@@ -451,6 +451,43 @@ mod tests {
         assert_eq!((net.winners.len(), net.changes), (1, 1));
     }
 
+    /// What several subtransactions did, in one batch and in several, in memory and on disk: what is left is what the others did, in its
+    /// order, and so are the values that became NULL.
+    #[test]
+    fn a_subtransaction_is_taken_back_wherever_its_events_lie() {
+        for spilled in [false, true] {
+            let mut log = ChangeLog::new(vec![0]);
+            log.push(batch(&[(Op::Insert, 1, Some("a".into()))]));
+            log.add_nulled(&[(1, 10), (2, 20), (4, 40)]);
+            let inserts =
+                |keys: &[i64]| -> Vec<_> { keys.iter().map(|key| (Op::Insert, *key, Some("x".into()))).collect() };
+            log.push_of(batch(&inserts(&[2, 3, 4, 5, 6])), vec![7, 7, 8, 7, 8]);
+            log.truncate_of(8);
+            log.push_of(batch(&inserts(&[7])), vec![8]);
+            log.push_of(batch(&inserts(&[8])), vec![9]);
+            if spilled {
+                log.spill(&std::env::temp_dir()).unwrap();
+            }
+            log.abort(8);
+            assert_eq!((log.events(), log.nulled()), (5, 10));
+            let mut all = ChangeLog::new(vec![0]);
+            all.push(batch(&inserts(&[0])));
+            all.append(log);
+            all.settle();
+            assert!(!all.is_truncated());
+            let keys: Vec<i64> = (0..all.segment_starts().len())
+                .flat_map(|segment| {
+                    let rows = all.rows(segment).unwrap();
+                    rows.column(0).as_any().downcast_ref::<Int64Array>().unwrap().values().to_vec()
+                })
+                .collect();
+            assert_eq!(keys, [0, 1, 2, 3, 5, 8]);
+            // The value was one of the row with key 3, the fourth event.
+            let rest = all.split_off(3);
+            assert_eq!((all.nulled(), rest.nulled()), (0, 10));
+        }
+    }
+
     #[test]
     fn a_cut_log_keeps_its_halves_apart() {
         let mut log = ChangeLog::new(vec![0]);

@@ -30,8 +30,8 @@ pub(super) struct StreamedTable {
     relation: Seen,
     pub(super) log: ChangeLog,
     builder: ChangeBuilder,
-    /// The subtransaction that the builder's rows belong to.
-    xid: u32,
+    /// The subtransaction that each of the builder's rows belongs to.
+    xids: Vec<u32>,
     /// What could not be taken, by the subtransaction that brought it.
     failures: Vec<(u32, Error)>,
 }
@@ -52,7 +52,7 @@ impl StreamedTable {
             relation: Seen::Before,
             log: ChangeLog::new(table.table.layout.key.clone()),
             builder: ChangeBuilder::new(Arc::clone(&table.table.layout), table.on_unrepresentable),
-            xid: 0,
+            xids: Vec::new(),
             failures: Vec::new(),
         }
     }
@@ -61,16 +61,7 @@ impl StreamedTable {
         if self.builder.rows() > 0 {
             self.log.add_nulled(self.builder.nulled_rows());
             let batch = self.builder.finish()?;
-            self.log.push_of(batch, self.xid);
-        }
-        Ok(())
-    }
-
-    /// What comes next belongs to this subtransaction.
-    fn belongs_to(&mut self, xid: u32) -> Result<()> {
-        if self.xid != xid {
-            self.seal()?;
-            self.xid = xid;
+            self.log.push_of(batch, std::mem::take(&mut self.xids));
         }
         Ok(())
     }
@@ -150,7 +141,6 @@ impl Streamed {
         append: impl FnOnce(&mut ChangeBuilder, &RelationMap) -> Result<()>,
     ) -> Result<()> {
         let streamed = self.table(oid, table)?;
-        streamed.belongs_to(xid)?;
         let appended =
             match (&streamed.relation, &table.relation) {
                 (Seen::Now(relation), _) | (Seen::Before, Some(relation)) => append(&mut streamed.builder, relation),
@@ -158,6 +148,7 @@ impl Streamed {
                     .remedy("copy the table anew: `duckpipe sync --resnapshot`")),
                 (Seen::Before, None) => Err(super::undescribed(oid)),
             };
+        streamed.xids.resize(streamed.builder.rows(), xid);
         streamed.note(xid, appended)?;
         if super::is_batch(&streamed.builder) {
             streamed.seal()?;
@@ -167,7 +158,6 @@ impl Streamed {
 
     pub(super) fn truncate(&mut self, (oid, xid): (u32, u32), table: &StreamTable) -> Result<()> {
         let streamed = self.table(oid, table)?;
-        streamed.belongs_to(xid)?;
         streamed.seal()?;
         streamed.log.truncate_of(xid);
         Ok(())
