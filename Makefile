@@ -17,7 +17,7 @@ TEST_THREADS ?= $(shell echo $$(($$(nproc) * 3 / 2)))
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help env build demo demo-clean test unit lint lint-texts fmt deny bench bench-end-to-end bench-compaction test-memory test-postgres soak bootstrap-build bootstrap-test bootstrap-all
+.PHONY: help env build demo demo-clean test unit lint lint-texts fmt deny bench bench-end-to-end bench-compaction test-memory test-postgres soak bootstrap-build bootstrap-all
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,13 +41,8 @@ demo-clean: ## Stops what the demo left running and removes ./demo
 # What `cargo clippy` does, but while building: it would compile all dependencies a second time.
 LINTED := env RUSTC_WORKSPACE_WRAPPER=clippy-driver CLIPPY_ARGS=-Dwarnings__CLIPPY_HACKERY__
 
-# MinIO, where it must be built, is built beside the rest.
-bootstrap-test:
-	@DUCKPIPE_LATER=minio scripts/bootstrap.sh duckdb extensions postgres minio
-
-test: bootstrap-test lint-texts ## Everything: lints, unit tests, black-box tests on real Postgres, MinIO and DuckDB
+test: bootstrap-all lint-texts ## Everything: lints, unit tests, black-box tests on real Postgres, MinIO and DuckDB
 	@$(STEP) "build and lint" $(LINTED) cargo test --workspace --all-targets --no-run
-	@scripts/bootstrap.sh minio
 	@$(STEP) tests $(LINTED) cargo test --workspace -- --test-threads $(TEST_THREADS)
 
 unit: bootstrap-build ## Only what needs no server

@@ -8,7 +8,6 @@
 # $cache is ${DUCKPIPE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/duckpipe}. Prints nothing when nothing is missing; else its
 # first line says what will be installed. Registries are reached by their ordinary clients (npm, pip, go, apt-get), so that a mirror
 # set up for those is honoured. Versions and checksums: scripts/versions.env.
-# DUCKPIPE_LATER=minio: that part is begun, and goes on beside whatever comes next; asked for once more, it is waited for.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=scripts/versions.env
@@ -221,7 +220,6 @@ work=$(mktemp -d "$cache/.bootstrap.XXXXXX")
 trap 'chmod -R u+w "$work" 2>/dev/null; rm -rf "$work"' EXIT
 install_packages ${packages[@]+"${packages[@]}"}
 for part in "${todo[@]}"; do
-  if [ "$part" = "${DUCKPIPE_LATER:-}" ]; then later=$part; continue; fi
   case $part in
     postgres-*) missing_server "${part#postgres-}" || continue ;;
     *) "missing_$part" || continue ;; # another one was faster
@@ -234,8 +232,3 @@ for part in "${todo[@]}"; do
     postgres) install_postgres ;;
   esac
 done
-if [ -n "${later:-}" ]; then
-  step "$later is built beside what follows"
-  # It waits for this script's lock.
-  DUCKPIPE_LATER='' nohup "$here/bootstrap.sh" "$later" >"$cache/$later.log" 2>&1 </dev/null 9>&- &
-fi

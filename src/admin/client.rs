@@ -56,7 +56,10 @@ pub async fn stand(catalog: &Path, lsn: Lsn) -> Result<Option<()>> {
 
 /// Lets the sync that holds a catalog file replace rows; a snapshot of the lake that shows it. `None` where no sync is running there.
 pub async fn repair(catalog: &Path, repair: &Repair) -> Result<Option<i64>> {
-    let path = catalog.with_file_name(format!(".duckpipe-repair-{}", uuid::Uuid::new_v4().simple()));
+    // Named as a copy of the catalog, so that it goes as such, should this process die before it is removed.
+    let mut name = catalog.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".copy-repair-{}", uuid::Uuid::new_v4().simple()));
+    let path = catalog.with_file_name(name);
     let written = write_changes(&path, &repair.changes);
     // Removed whatever comes.
     let file = TempPath::try_from_path(&path).because(ErrorKind::Internal, || "the file has no path".into())?;
