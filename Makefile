@@ -12,12 +12,12 @@ STEP := scripts/step.sh
 # Beside the tests, dependencies are built with the features that tests want: alone, the program would build Arrow a second time.
 BUILD_TARGETS := --bin duckpipe $(if $(filter dev,$(PROFILE)),--workspace --test main)
 
-# Black-box tests wait for servers some of the time: more of them than there are cores keep these busy.
-TEST_THREADS ?= $(shell echo $$(($$(nproc) * 3 / 2)))
+# Black-box tests wait for servers half of the time: twice as many as there are cores keep these busy.
+TEST_THREADS ?= $(shell echo $$(($$(nproc) * 2)))
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help env build demo demo-clean test unit lint lint-texts fmt deny bench bench-end-to-end bench-compaction test-memory test-postgres soak bootstrap-build bootstrap-all
+.PHONY: help env build demo demo-clean test unit lint lint-texts fmt deny bench bench-end-to-end bench-compaction test-memory test-postgres soak bootstrap-build bootstrap-all optimised-program
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,14 +70,19 @@ env: ## What plain cargo needs: eval "$$(make -s env)"
 bench: bootstrap-all ## Micro-benchmarks
 	@$(STEP) bench cargo bench --workspace --bench decode
 
-bench-end-to-end: bootstrap-all ## Snapshot and backlog beside COPY, pg_recvlogical and DuckDB's own CREATE TABLE AS
-	@$(STEP) "bench end to end" cargo bench --bench end_to_end
+# Measurements drive an optimised program from tests and benches that need not be. `make bench` shares its dependencies.
+MEASURED := env DUCKPIPE_PROGRAM=$(CARGO_TARGET_DIR)/release/duckpipe
+optimised-program: bootstrap-all
+	@$(STEP) "build of the program" cargo build --release --workspace --bin duckpipe --bench decode
 
-bench-compaction: bootstrap-all ## Compaction beside DuckLake's own merge and rewrite, and scans afterwards
-	@$(STEP) "bench compaction" cargo bench --bench compaction
+bench-end-to-end: optimised-program ## Snapshot and backlog beside COPY, pg_recvlogical and DuckDB's own CREATE TABLE AS
+	@$(STEP) "bench end to end" $(MEASURED) cargo bench --profile dev --bench end_to_end
 
-test-memory: bootstrap-all ## Peak memory with 5M rows and transactions of 5M changes (takes a quarter of an hour)
-	@$(STEP) "memory" env DUCKPIPE_TEST_ROWS=$${DUCKPIPE_TEST_ROWS:-5000000} cargo test --release --test main memory:: -- --nocapture --test-threads 1
+bench-compaction: optimised-program ## Compaction beside DuckLake's own merge and rewrite, and scans afterwards
+	@$(STEP) "bench compaction" $(MEASURED) cargo bench --profile dev --bench compaction
+
+test-memory: optimised-program ## Peak memory with 5M rows and transactions of 5M changes (takes a quarter of an hour)
+	@$(STEP) "memory" $(MEASURED) DUCKPIPE_TEST_ROWS=$${DUCKPIPE_TEST_ROWS:-5000000} cargo test --workspace --test main memory:: -- --nocapture --test-threads 1
 
 # What depends on the server: its WAL and what is done with it, end to end.
 POSTGRES_CORE := differential::random_writes_duckdb_local direct_commit:: lifecycle:: prefix_consistency:: stopped_table:: streamed:: truncate:: types::
@@ -89,5 +94,5 @@ test-postgres: bootstrap-all ## The core of the black-box tests on Postgres 14 t
 	    cargo test --workspace --test main -- --test-threads $(TEST_THREADS) $(POSTGRES_CORE) || exit 1; \
 	done
 
-soak: bootstrap-all ## An hour of random updates on 5M rows, on both catalogs: does the lake keep its size? (DUCKPIPE_SOAK_MINUTES, _ROWS, _RATE, _UPDATES)
-	@$(STEP) "soak" cargo test --release --test main soak:: -- --ignored --nocapture --test-threads 1
+soak: optimised-program ## An hour of random updates on 5M rows, on both catalogs: does the lake keep its size? (DUCKPIPE_SOAK_MINUTES, _ROWS, _RATE, _UPDATES)
+	@$(STEP) "soak" $(MEASURED) cargo test --workspace --test main soak:: -- --ignored --nocapture --test-threads 1

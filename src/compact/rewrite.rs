@@ -231,6 +231,7 @@ pub async fn rewrite(job: Job, resources: &Resources) -> Result<Rewritten> {
         target_bytes: if total <= job.target_bytes / 2 * 3 { u64::MAX } else { job.target_bytes },
         row_group_rows: ROW_GROUP_ROWS,
         row_group_bytes: resources.row_group(),
+        threads: resources.threads,
         ..DataFileOptions::default()
     };
     let schema = Arc::clone(&job.columns.schema);

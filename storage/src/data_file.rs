@@ -32,6 +32,8 @@ pub struct DataFileOptions {
     pub row_group_bytes: usize,
     /// zstd's level. 1 to 3 are the sensible ones while streaming.
     pub compression_level: i32,
+    /// How many threads encode the columns of a batch.
+    pub threads: usize,
 }
 
 impl Default for DataFileOptions {
@@ -41,6 +43,7 @@ impl Default for DataFileOptions {
             row_group_rows: 122_880,
             row_group_bytes: 32 * 1024 * 1024,
             compression_level: 1,
+            threads: 1,
         }
     }
 }

@@ -10,19 +10,18 @@ use arrow::datatypes::{DataType, SchemaRef};
 use arrow::row::{RowConverter, SortField};
 use bytes::Bytes;
 use parquet::arrow::ArrowSchemaConverter;
-use parquet::arrow::arrow_writer::{ArrowWriter, ArrowWriterOptions};
 use parquet::basic::{Compression, Encoding, LogicalType, Type as PhysicalType, ZstdLevel};
 use parquet::errors::{ParquetError, Result as ParquetResult};
 use parquet::file::metadata::ParquetMetaData;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::types::{SchemaDescriptor, Type, TypePtr};
 
 use crate::data_file::DataFileOptions;
 use crate::error::{Result, StorageError};
+use crate::row_group::{RowGroup, RowGroups};
 use crate::stats::{ColumnStats, StatsCollector};
 
-/// Rows are handed to the Parquet library in steps of this many, so that the row group's limits are kept closely.
-const STEP_ROWS: usize = 4096;
 /// The size at which the Parquet library ends a page.
 const PAGE_BYTES: usize = 1024 * 1024;
 /// How many values of a file's first batch decide on a column's encoding.
@@ -30,11 +29,14 @@ const SAMPLE: usize = 2048;
 
 /// One file in the making.
 pub(crate) struct Encoder {
-    writer: ArrowWriter<Vec<u8>>,
+    writer: SerializedFileWriter<Vec<u8>>,
+    row_groups: RowGroups,
+    /// The row group that is not whole yet.
+    open: Option<RowGroup>,
     stats: StatsCollector,
     rows: u64,
+    row_group_rows: usize,
     row_group_bytes: usize,
-    memory: usize,
 }
 
 /// What a finished file is.
@@ -51,40 +53,49 @@ impl Encoder {
     pub(crate) fn new(schema: &SchemaRef, options: &DataFileOptions, first: &RecordBatch) -> Result<Encoder> {
         let stats = StatsCollector::new(schema.fields())?;
         let writer = open(schema, options, first).map_err(parquet)?;
-        Ok(Encoder { writer, stats, rows: 0, row_group_bytes: options.row_group_bytes, memory: 0 })
+        let row_groups = RowGroups::new(&writer, schema, options.threads);
+        let DataFileOptions { row_group_rows, row_group_bytes, .. } = *options;
+        Ok(Encoder { writer, row_groups, open: None, stats, rows: 0, row_group_rows, row_group_bytes })
     }
 
     /// Encodes a batch; hands out the bytes of the row groups that it completed, often none.
     pub(crate) fn write(&mut self, batch: &RecordBatch) -> Result<Bytes> {
-        self.stats.add(batch.columns())?;
         let row_bytes = batch_bytes(batch) / batch.num_rows().max(1);
-        let step = (self.row_group_bytes / 4 / row_bytes.max(1)).clamp(1, STEP_ROWS);
+        // The row group's memory is kept to within a quarter.
+        let step = (self.row_group_bytes / 4 / row_bytes.max(1)).max(1);
         let mut begin = 0;
         while begin < batch.num_rows() {
-            let rows = step.min(batch.num_rows() - begin);
-            self.writer.write(&batch.slice(begin, rows)).map_err(parquet)?;
-            if self.writer.memory_size() >= self.row_group_bytes {
-                self.writer.flush().map_err(parquet)?;
+            let mut row_group = match self.open.take() {
+                Some(row_group) => row_group,
+                None => self.row_groups.begin(self.writer.flushed_row_groups().len()).map_err(parquet)?,
+            };
+            let rows = step.min(batch.num_rows() - begin).min(self.row_group_rows - row_group.rows());
+            row_group.write(&batch.slice(begin, rows), &mut self.stats)?;
+            match row_group.rows() >= self.row_group_rows || row_group.memory() >= self.row_group_bytes {
+                true => row_group.end(&mut self.writer).map_err(parquet)?,
+                false => self.open = Some(row_group),
             }
             begin += rows;
         }
         self.rows += batch.num_rows() as u64;
-        self.memory = self.writer.memory_size();
         Ok(self.take())
     }
 
     /// About how large the file would be if it ended here, in bytes.
     pub(crate) fn size(&self) -> u64 {
-        (self.writer.bytes_written() + self.writer.in_progress_size()) as u64
+        (self.writer.bytes_written() + self.open.as_ref().map_or(0, RowGroup::size)) as u64
     }
 
     /// Memory in use for the open row group, in bytes.
     pub(crate) fn memory(&self) -> usize {
-        self.memory
+        self.open.as_ref().map_or(0, RowGroup::memory)
     }
 
     /// Ends the file.
     pub(crate) fn finish(mut self) -> Result<Encoded> {
+        if let Some(row_group) = self.open.take() {
+            row_group.end(&mut self.writer).map_err(parquet)?;
+        }
         let metadata = self.writer.finish().map_err(parquet)?;
         let last = self.take();
         let bytes = self.writer.bytes_written() as u64;
@@ -105,12 +116,15 @@ pub(crate) fn footer_bytes(end: &[u8]) -> Result<u64> {
     }
 }
 
-fn open(schema: &SchemaRef, options: &DataFileOptions, first: &RecordBatch) -> ParquetResult<ArrowWriter<Vec<u8>>> {
+fn open(
+    schema: &SchemaRef,
+    options: &DataFileOptions,
+    first: &RecordBatch,
+) -> ParquetResult<SerializedFileWriter<Vec<u8>>> {
     let descriptor = parquet_schema(schema)?;
     let mut properties = WriterProperties::builder()
         .set_created_by(concat!("duckpipe version ", env!("CARGO_PKG_VERSION")).to_string())
         .set_compression(Compression::ZSTD(ZstdLevel::try_new(options.compression_level)?))
-        .set_max_row_group_row_count(Some(options.row_group_rows))
         .set_data_page_size_limit(PAGE_BYTES)
         .set_write_batch_size(values_per_check(first))
         // Row group statistics let a lookup skip row groups; the offset index, which is on by default, lets it skip pages.
@@ -125,12 +139,8 @@ fn open(schema: &SchemaRef, options: &DataFileOptions, first: &RecordBatch) -> P
                 .set_column_encoding(path, plain_encoding(leaf.physical_type()));
         }
     }
-    let options = ArrowWriterOptions::new()
-        .with_properties(properties.build())
-        .with_parquet_schema(descriptor)
-        // Readers of the lake have its schema; nothing of ours needs Arrow's own in each footer.
-        .with_skip_arrow_metadata(true);
-    ArrowWriter::try_new_with_options(Vec::new(), Arc::clone(schema), options)
+    // Readers of the lake have its schema; nothing of ours needs Arrow's own in each footer.
+    SerializedFileWriter::new(Vec::new(), descriptor.root_schema_ptr(), Arc::new(properties.build()))
 }
 
 /// A dictionary of a column whose values hardly repeat costs time and saves nothing, until the Parquet library gives it up at
@@ -222,6 +232,6 @@ fn array_bytes(array: &ArrayRef) -> usize {
     array.to_data().get_slice_memory_size().unwrap_or_default()
 }
 
-fn parquet(cause: ParquetError) -> StorageError {
+pub(crate) fn parquet(cause: ParquetError) -> StorageError {
     StorageError::Parquet { url: "encoding".to_string(), cause }
 }

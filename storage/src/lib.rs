@@ -25,6 +25,7 @@ mod error;
 mod fields;
 mod local;
 mod reader;
+mod row_group;
 mod settings;
 mod stats;
 mod stats_text;

@@ -41,8 +41,9 @@ pub struct StatsCollector {
     columns: Vec<Leaf>,
 }
 
+/// The statistics of one leaf column.
 #[derive(Debug)]
-struct Leaf {
+pub(crate) struct Leaf {
     field_id: i32,
     values: u64,
     nulls: u64,
@@ -70,6 +71,11 @@ impl StatsCollector {
     /// Adds a batch's columns, in the order of the fields.
     pub fn add(&mut self, columns: &[ArrayRef]) -> Result<()> {
         self.columns.iter_mut().zip(columns).try_for_each(|(leaf, array)| leaf.add(array))
+    }
+
+    /// Each column, in the order of the fields.
+    pub(crate) fn columns(&mut self) -> impl Iterator<Item = &mut Leaf> + Send {
+        self.columns.iter_mut()
     }
 
     /// `bytes`: the compressed size of each leaf column, in order.
@@ -104,7 +110,8 @@ impl Leaf {
         Ok(Leaf { field_id: require_field_id(field)?, values: 0, nulls: 0, bounds, contains_nan })
     }
 
-    fn add(&mut self, array: &ArrayRef) -> Result<()> {
+    /// Adds a batch's values of this column.
+    pub(crate) fn add(&mut self, array: &ArrayRef) -> Result<()> {
         if let DataType::List(_) = array.data_type() {
             let list = array.as_list::<i32>();
             let (first, last) = (list.value_offsets()[0] as usize, list.value_offsets()[list.len()] as usize);

@@ -302,6 +302,24 @@ async fn every_type_comes_back_equal() {
 }
 
 #[tokio::test]
+async fn any_number_of_threads_makes_the_same_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path().to_str().unwrap(), None).await.unwrap();
+    let batches: Vec<RecordBatch> = (0..5).map(|seed| all_types(1000, seed)).collect();
+    let mut made = Vec::new();
+    for threads in [1, 2, 5, 100] {
+        let options = DataFileOptions { row_group_rows: 700, threads, ..DataFileOptions::default() };
+        let mut writer = DataFileWriter::new(store.clone(), log(&store), "t", numbered(&batches[0].schema()), options);
+        for batch in &batches {
+            writer.write(batch).await.unwrap();
+        }
+        let file = writer.finish().await.unwrap().remove(0);
+        made.push((store.get(&file.path).await.unwrap(), file.columns));
+    }
+    assert!(made.windows(2).all(|pair| pair[0] == pair[1]));
+}
+
+#[tokio::test]
 async fn the_file_says_ids_and_types_as_the_lake_wants_them() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path().to_str().unwrap(), None).await.unwrap();
@@ -333,7 +351,7 @@ async fn files_rotate_and_memory_stays_within_the_row_group() {
             target_bytes: 20_000_000,
             row_group_rows: 100_000,
             row_group_bytes: 4_000_000,
-            compression_level: 1,
+            ..DataFileOptions::default()
         };
         let schema = Arc::new(Schema::new(vec![
             Field::new("id", DataType::Int32, true),
