@@ -25,8 +25,9 @@ use duckpipe_storage::{
     DataFile, DataFileOptions, DataFileReader, DataFileWriter, PositionedBatch, Rows, Store, UploadLog, field_id,
     visit_delete_file,
 };
-use futures::{Stream, StreamExt, TryStreamExt, stream};
+use futures::{Stream, StreamExt, TryFutureExt, TryStreamExt, stream};
 use roaring::RoaringTreemap;
+use tokio::sync::mpsc;
 
 use crate::error::{Because, Error, ErrorKind, Result, ResultExt};
 use crate::lake::store::store_error;
@@ -37,6 +38,8 @@ use crate::plan::{Room, rows_of};
 const ROW_GROUP_ROWS: usize = 122_880;
 /// The most rows of a batch; of wide rows a batch holds fewer.
 const BATCH_ROWS: usize = 8192;
+/// How many batches are read ahead of the writing.
+const AHEAD: usize = 8;
 /// Dead rows with the snapshots that deleted them.
 type Deaths = Vec<(u64, i64)>;
 
@@ -67,7 +70,9 @@ impl Resources {
     }
 
     fn sort_pool(&self) -> usize {
-        usize::try_from(self.memory / 5 * 2).unwrap_or(usize::MAX)
+        // What a merge reserves has a least size: of little memory it needs more.
+        let share = (self.memory / 10 * 3).max((self.memory / 5 * 2).min(4 << 20));
+        usize::try_from(share).unwrap_or(usize::MAX)
     }
 
     fn row_group(&self) -> usize {
@@ -239,21 +244,37 @@ pub async fn rewrite(job: Job, resources: &Resources) -> Result<Rewritten> {
     let mut places = vec![DROPPED; usize::try_from(rows).because(ErrorKind::Internal, too_many)?];
     let mut dead: Deaths = Vec::new();
     let mut next = 0u32;
-    while let Some(batch) = input.next().await {
-        let batch = batch.map_err(unwrap)?;
-        let origins = batch.column(width).as_primitive::<UInt32Type>();
-        let deaths = batch.column(width + 1).as_primitive::<Int64Type>();
-        for (row, origin) in origins.values().iter().enumerate() {
-            places[*origin as usize] = next + row as u32;
-            if deaths.is_valid(row) {
-                dead.push((u64::from(next) + row as u64, deaths.value(row)));
+    let (sender, mut receiver) = mpsc::channel::<RecordBatch>(AHEAD);
+    let reading = async {
+        // Dropped at the end, which ends the writing.
+        let sender = sender;
+        while let Some(batch) = input.next().await {
+            let batch = batch.map_err(unwrap)?;
+            let origins = batch.column(width).as_primitive::<UInt32Type>();
+            let deaths = batch.column(width + 1).as_primitive::<Int64Type>();
+            for (row, origin) in origins.values().iter().enumerate() {
+                places[*origin as usize] = next + row as u32;
+                if deaths.is_valid(row) {
+                    dead.push((u64::from(next) + row as u64, deaths.value(row)));
+                }
+            }
+            next += batch.num_rows() as u32;
+            let own = batch.project(&(0..width).collect::<Vec<_>>()).because(ErrorKind::Internal, mismatch)?;
+            // Where nobody receives, the writing failed, and tells why.
+            if sender.send(own).await.is_err() {
+                break;
             }
         }
-        next += batch.num_rows() as u32;
-        let own = batch.project(&(0..width).collect::<Vec<_>>()).because(ErrorKind::Internal, mismatch)?;
-        writer.write(&own).await.map_err(store_error("the rewritten file can't be written"))?;
-    }
-    let files = writer.finish().await.map_err(store_error("the rewritten file can't be written"))?;
+        Ok(())
+    };
+    let writing = async {
+        while let Some(batch) = receiver.recv().await {
+            writer.write(&batch).await?;
+        }
+        writer.finish().await
+    };
+    let writing = writing.map_err(store_error("the rewritten file can't be written"));
+    let ((), files) = tokio::try_join!(reading, writing)?;
     let mut starts = Vec::with_capacity(files.len());
     let mut end = 0;
     let mut by_file = Vec::with_capacity(files.len());

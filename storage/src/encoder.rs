@@ -70,9 +70,9 @@ impl Encoder {
                 None => self.row_groups.begin(self.writer.flushed_row_groups().len()).map_err(parquet)?,
             };
             let rows = step.min(batch.num_rows() - begin).min(self.row_group_rows - row_group.rows());
-            row_group.write(&batch.slice(begin, rows), &mut self.stats)?;
+            row_group.write(batch.slice(begin, rows), rows * row_bytes, &mut self.stats)?;
             match row_group.rows() >= self.row_group_rows || row_group.memory() >= self.row_group_bytes {
-                true => row_group.end(&mut self.writer).map_err(parquet)?,
+                true => row_group.end(&mut self.writer, &mut self.stats)?,
                 false => self.open = Some(row_group),
             }
             begin += rows;
@@ -94,7 +94,7 @@ impl Encoder {
     /// Ends the file.
     pub(crate) fn finish(mut self) -> Result<Encoded> {
         if let Some(row_group) = self.open.take() {
-            row_group.end(&mut self.writer).map_err(parquet)?;
+            row_group.end(&mut self.writer, &mut self.stats)?;
         }
         let metadata = self.writer.finish().map_err(parquet)?;
         let last = self.take();

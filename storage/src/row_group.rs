@@ -20,13 +20,19 @@ pub(crate) struct RowGroups {
     threads: usize,
 }
 
-/// The rows that were encoded since the last row group ended.
+/// The rows since the last row group ended.
 pub(crate) struct RowGroup {
     columns: Vec<ArrowColumnWriter>,
     schema: SchemaRef,
     threads: usize,
     rows: usize,
+    /// Those of them that are not encoded yet.
+    waiting: Vec<RecordBatch>,
+    waiting_bytes: usize,
 }
+
+/// Several threads are worth their start for this many bytes; one takes what comes.
+const WORTH_THREADS: usize = 4 << 20;
 
 impl RowGroups {
     /// Those of `writer`'s file, which use so many threads.
@@ -38,22 +44,41 @@ impl RowGroups {
     /// Begins the row group with this number, counted from 0.
     pub(crate) fn begin(&self, number: usize) -> ParquetResult<RowGroup> {
         let columns = self.factory.create_column_writers(number)?;
-        Ok(RowGroup { columns, schema: SchemaRef::clone(&self.schema), threads: self.threads, rows: 0 })
+        Ok(RowGroup {
+            columns,
+            schema: SchemaRef::clone(&self.schema),
+            threads: self.threads,
+            rows: 0,
+            waiting: Vec::new(),
+            waiting_bytes: 0,
+        })
     }
 }
 
 impl RowGroup {
-    /// Encodes the rows, and adds them to the file's statistics.
-    pub(crate) fn write(&mut self, batch: &RecordBatch, stats: &mut StatsCollector) -> Result<()> {
+    /// Takes rows of so many bytes. Sooner or later they are encoded, and added to the file's statistics.
+    pub(crate) fn write(&mut self, batch: RecordBatch, bytes: usize, stats: &mut StatsCollector) -> Result<()> {
         self.rows += batch.num_rows();
+        self.waiting.push(batch);
+        self.waiting_bytes += bytes;
+        if self.threads == 1 || self.waiting_bytes >= WORTH_THREADS {
+            self.encode(stats)?;
+        }
+        Ok(())
+    }
+
+    fn encode(&mut self, stats: &mut StatsCollector) -> Result<()> {
+        let batches = std::mem::take(&mut self.waiting);
+        self.waiting_bytes = 0;
         let fields = self.schema.fields().iter();
-        let columns = self.columns.iter_mut().zip(stats.columns()).zip(batch.columns().iter().zip(fields));
-        side_by_side(self.threads, columns, |((column, stats), (array, field))| {
-            stats.add(array)?;
-            // One: lists are the only nesting.
-            compute_leaves(field, array)
-                .and_then(|leaves| leaves.iter().try_for_each(|leaf| column.write(leaf)))
-                .map_err(parquet)
+        let columns = self.columns.iter_mut().zip(stats.columns()).zip(fields).enumerate();
+        side_by_side(self.threads, columns, |(index, ((column, stats), field))| {
+            batches.iter().map(|batch| batch.column(index)).try_for_each(|array| {
+                stats.add(array)?;
+                // One: lists are the only nesting.
+                let leaves = compute_leaves(field, array).map_err(parquet)?;
+                leaves.iter().try_for_each(|leaf| column.write(leaf)).map_err(parquet)
+            })
         })?;
         Ok(())
     }
@@ -65,22 +90,23 @@ impl RowGroup {
 
     /// The memory in use, in bytes.
     pub(crate) fn memory(&self) -> usize {
-        self.columns.iter().map(ArrowColumnWriter::memory_size).sum()
+        self.columns.iter().map(ArrowColumnWriter::memory_size).sum::<usize>() + self.waiting_bytes
     }
 
     /// About how large it would be in the file, in bytes.
     pub(crate) fn size(&self) -> usize {
-        self.columns.iter().map(ArrowColumnWriter::get_estimated_total_bytes).sum()
+        self.columns.iter().map(ArrowColumnWriter::get_estimated_total_bytes).sum::<usize>() + self.waiting_bytes
     }
 
     /// Writes it into the file.
-    pub(crate) fn end(self, writer: &mut SerializedFileWriter<Vec<u8>>) -> ParquetResult<()> {
-        let chunks = side_by_side(self.threads, self.columns.into_iter(), ArrowColumnWriter::close)?;
-        let mut row_group = writer.next_row_group()?;
+    pub(crate) fn end(mut self, writer: &mut SerializedFileWriter<Vec<u8>>, stats: &mut StatsCollector) -> Result<()> {
+        self.encode(stats)?;
+        let chunks = side_by_side(self.threads, self.columns.into_iter(), ArrowColumnWriter::close).map_err(parquet)?;
+        let mut row_group = writer.next_row_group().map_err(parquet)?;
         for chunk in chunks {
-            chunk.append_to_row_group(&mut row_group)?;
+            chunk.append_to_row_group(&mut row_group).map_err(parquet)?;
         }
-        row_group.close()?;
+        row_group.close().map_err(parquet)?;
         Ok(())
     }
 }

@@ -46,7 +46,8 @@ impl fmt::Display for Growth {
 
 /// All measures; those of single tables of the catalog after the sums, so that one that grows has a name.
 pub fn growth(samples: &[Sample], plan: &Plan) -> Vec<Growth> {
-    let middle = plan.warm_up + plan.duration / 2;
+    let end = samples.last().map_or(plan.warm_up, |sample| sample.at.max(plan.warm_up));
+    let middle = (plan.warm_up + end) / 2;
     let (first, second): (Vec<&Sample>, Vec<&Sample>) =
         samples.iter().filter(|sample| sample.at >= plan.warm_up).partition(|sample| sample.at < middle);
     assert!(first.len() > 3 && second.len() > 3, "too few samples: {} and {}", first.len(), second.len());

@@ -94,6 +94,9 @@ fn an_hour_of_random_updates() {
     assert!(grown.is_empty(), "{grown:#?}");
 }
 
+/// The fewest samples that tell two halves apart.
+const FEWEST_SAMPLES: usize = 20;
+
 /// A short one on one lake, for CI.
 pub fn soak(name: &str, combination: Combination, plan: &Plan) -> Outcome {
     let soak = Soak::prepare(Postgres::shared(), name, combination, plan);
@@ -166,12 +169,13 @@ fn run(plan: &Plan, mut all: Vec<Active<'_>>) -> Vec<Outcome> {
     let start = Instant::now();
     let end = plan.warm_up + plan.duration;
     println!("{}", Sample::HEAD.join(" "));
-    while start.elapsed() < end {
+    // On a busy machine a sample takes long: there must be enough of them.
+    while start.elapsed() < end || all[0].samples.len() < FEWEST_SAMPLES {
         for active in &mut all {
             active.sample(start, plan);
         }
         let due = all[0].samples.len() as u32 * plan.interval;
-        std::thread::sleep(due.min(end).saturating_sub(start.elapsed()));
+        std::thread::sleep(due.saturating_sub(start.elapsed()));
     }
     let writers: Vec<u64> = all.iter_mut().map(|active| active.writer.take().expect("a writer").stop()).collect();
     println!("transactions written: {writers:?}");
