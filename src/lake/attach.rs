@@ -97,7 +97,8 @@ fn connect(settings: &LakeSettings) -> Result<Connection> {
     let open = || {
         let config = Config::default()
             .enable_autoload_extension(false)?
-            .threads(2)?
+            // The catalog's statements are small. A second thread would only have the first one spin while it waits.
+            .threads(1)?
             .max_memory(&format!("{}B", settings.memory))?
             .with("temp_directory", "")?
             .with("enable_external_file_cache", "false")?

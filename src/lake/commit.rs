@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use duckpipe_storage::{DataFile, DeleteFile};
 
 use super::Lake;
+use super::alter::Alteration;
 use super::facts::Facts;
 use super::files::latest_snapshot;
 use super::pipeline::{self, Fence, PipelineState};
@@ -41,6 +42,8 @@ pub struct Commit {
 pub struct TableCommit {
     /// DuckLake's `table_id`.
     pub table_id: i64,
+    /// How its columns change, before `data` comes, whose files have the new ones.
+    pub alteration: Option<Alteration>,
     /// New data files.
     pub data: Vec<DataFile>,
     /// New delete files.
@@ -90,11 +93,16 @@ impl TableCommit {
     pub(super) fn changes_rows(&self) -> bool {
         self.replace || !self.deletes.is_empty() || self.data.iter().any(|file| file.rows > 0)
     }
+
+    /// Whether it changes what the lake shows.
+    fn changes_lake(&self) -> bool {
+        self.alteration.is_some() || self.changes_rows()
+    }
 }
 
 impl Lake {
-    /// Makes everything in `commit` visible in one snapshot, or nothing. A commit that changes no row makes no snapshot; it
-    /// moves the position and the tables' states.
+    /// Makes everything in `commit` visible in one snapshot, or nothing. A commit that changes neither rows nor columns makes no
+    /// snapshot; it moves the position and the tables' states.
     ///
     /// # Errors
     /// * [`ErrorKind::Conflict`]: a snapshot was added since `base_snapshot`, or a file that it builds on is not live any
@@ -132,8 +140,8 @@ fn write(session: &Session, fence: &Fence, commit: &Commit) -> Result<Committed>
         ));
     }
     let base = latest_snapshot(session)?;
-    let changes_rows = commit.tables.iter().any(TableCommit::changes_rows);
-    if changes_rows && base.id != commit.base_snapshot {
+    let changes_lake = commit.tables.iter().any(TableCommit::changes_lake);
+    if changes_lake && base.id != commit.base_snapshot {
         return Err(Error::new(
             ErrorKind::Conflict,
             format!("the lake moved on from snapshot {} to {} beneath this commit", commit.base_snapshot, base.id),
@@ -144,7 +152,7 @@ fn write(session: &Session, fence: &Fence, commit: &Commit) -> Result<Committed>
     for table in &commit.tables {
         script.table(commit, table)?;
     }
-    if changes_rows {
+    if changes_lake {
         script.snapshot(commit);
     }
     let mut assignments = format!("lsn = {}", literal(&commit.lsn.to_string()));
@@ -157,7 +165,7 @@ fn write(session: &Session, fence: &Fence, commit: &Commit) -> Result<Committed>
     }
     failpoint("commit_before");
     Ok(Committed {
-        snapshot: if changes_rows { script.id } else { base.id },
+        snapshot: if changes_lake { script.id } else { base.id },
         data_file_ids: script.data_file_ids,
         delete_file_ids: script.delete_file_ids,
     })

@@ -17,6 +17,7 @@
 //!   removed: a row with NULL bounds means "only NULLs so far", and DuckLake's own next INSERT would put its own bounds there.
 //! * Every INSERT names its columns.
 
+mod alter;
 mod attach;
 mod commit;
 mod compaction;
@@ -63,6 +64,7 @@ use std::time::Duration;
 use duckpipe_storage::{S3Credentials, S3Settings};
 use tokio::sync::{mpsc, oneshot};
 
+pub use alter::{Alteration, ColumnChange};
 pub use commit::{Commit, Committed, DeleteCommit, TableCommit};
 pub use compaction::{CompactionSchema, CompactionTable, CompactionView, SourceFile};
 pub(crate) use compaction::{ROW_ID, SNAPSHOT_ID};

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use duckpipe_storage::{ColumnStats, DataFile};
 
+use super::alter::{self, Alteration, Altered, Place};
 use super::commit::{Commit, TableCommit};
 use super::facts::Facts;
 use super::files::{Snapshot, id_list};
@@ -12,7 +13,7 @@ use super::pipeline::PipelineRow;
 use super::session::Session;
 use super::statistics::{self, Change, TableColumnStats};
 use super::table::{CatalogColumn, KnownTable, TableState};
-use crate::error::{Error, ErrorKind, Result, ResultExt};
+use crate::error::{Because, Error, ErrorKind, Result, ResultExt};
 use crate::sql::{identifier, literal};
 
 /// The statements of one commit, put together so that a Postgres catalog gets them in one round trip.
@@ -23,6 +24,8 @@ pub(super) struct Script<'a> {
     pipeline: PipelineRow,
     facts: Facts,
     next_file_id: i64,
+    /// The lake's schema has a new version with this commit.
+    alters: bool,
     changes: Vec<String>,
     /// The statements, each ended by a semicolon.
     pub(super) sql: String,
@@ -43,6 +46,7 @@ impl<'a> Script<'a> {
             pipeline,
             facts,
             next_file_id: base.next_file_id,
+            alters: false,
             changes: Vec::new(),
             sql: String::new(),
             id: base.id + 1,
@@ -74,6 +78,11 @@ impl<'a> Script<'a> {
         let (mut data_file_ids, mut delete_file_ids) = (Vec::new(), Vec::new());
         // A file without rows is not registered. Its upload stays recorded, and is removed as an orphan.
         let data: Vec<DataFile> = table.data.iter().filter(|file| file.rows > 0).cloned().collect();
+        let mut altered = None;
+        if let Some(alteration) = &table.alteration {
+            altered = Some(self.alter(table_id, alteration, &known).context(context)?);
+        }
+        let columns = altered.as_ref().unwrap_or(&known.columns);
         if table.replace {
             self.end_all_files(table_id);
         }
@@ -81,7 +90,7 @@ impl<'a> Script<'a> {
             delete_file_ids = self.deletes(table, &known.folder).context(context)?;
         }
         if !data.is_empty() {
-            data_file_ids = self.data(table_id, &data, &known).context(context)?;
+            data_file_ids = self.data(table_id, &data, (columns, &known.folder)).context(context)?;
             self.changes.push(format!("inserted_into_table:{table_id}"));
         }
         if table.replace || !table.deletes.is_empty() {
@@ -97,6 +106,32 @@ impl<'a> Script<'a> {
         self.data_file_ids.push(data_file_ids);
         self.delete_file_ids.push(delete_file_ids);
         Ok(())
+    }
+
+    /// The table's columns from now on.
+    fn alter(&mut self, table_id: i64, alteration: &Alteration, known: &KnownTable) -> Result<Vec<CatalogColumn>> {
+        let tables = self.tables.clone();
+        let next = alter::next_column_id(self.session, table_id)?;
+        let place = Place { tables: &tables, table_id, snapshot: self.id };
+        let Altered { columns, statements } = alter::alter(&place, &known.columns, next, &alteration.changes)?;
+        for statement in statements {
+            self.statement(&statement);
+        }
+        let (id, version) = (self.id, self.base.schema_version + 1);
+        self.statement(&format!(
+            "INSERT INTO {tables}.ducklake_schema_versions (begin_snapshot, schema_version, table_id) \
+             VALUES ({id}, {version}, {table_id})"
+        ));
+        let own =
+            serde_json::to_string(&alteration.columns).because(ErrorKind::Internal, || "writing the columns".into())?;
+        self.statement(&format!(
+            "UPDATE {tables}.duckpipe_table SET columns = {} WHERE pipeline = {} AND table_id = {table_id}",
+            literal(&own),
+            literal(&self.pipeline.name)
+        ));
+        self.changes.push(format!("altered_table:{table_id}"));
+        self.alters = true;
+        Ok(columns)
     }
 
     /// As DuckLake's own TRUNCATE, or DELETE of all rows, does it: data files end; their delete files stay as they are, they hang
@@ -173,8 +208,12 @@ impl<'a> Script<'a> {
         Ok(ids)
     }
 
-    fn data(&mut self, table_id: i64, data: &[DataFile], known: &KnownTable) -> Result<Vec<i64>> {
-        let (columns, folder) = (&known.columns, &known.folder);
+    fn data(
+        &mut self,
+        table_id: i64,
+        data: &[DataFile],
+        (columns, folder): (&[CatalogColumn], &str),
+    ) -> Result<Vec<i64>> {
         let next_row_id = self.facts.next_row_id(table_id);
         let mut row_id = next_row_id.unwrap_or(0);
         let (mut ids, mut files, mut stats) = (Vec::with_capacity(data.len()), Vec::new(), Vec::new());
@@ -300,6 +339,7 @@ impl<'a> Script<'a> {
     /// The snapshot's rows go first: its primary key is what two writers collide on.
     pub(super) fn snapshot(&mut self, commit: &Commit) {
         let Snapshot { schema_version, next_catalog_id, next_file_id, .. } = self.base;
+        let schema_version = schema_version + i64::from(self.alters);
         // Raised even where no file id was taken: readers keep statistics by it.
         let next_file_id = self.next_file_id.max(next_file_id + 1);
         let behind: serde_json::Map<String, serde_json::Value> =

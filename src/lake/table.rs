@@ -203,7 +203,7 @@ pub(super) fn ducklake_type(column_type: &ColumnType) -> String {
 }
 
 /// A live row of `ducklake_column`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct CatalogColumn {
     pub(super) id: i64,
     pub(super) name: String,

@@ -183,6 +183,7 @@ pub async fn flush(pipeline: &Pipeline, flush: &Flush) -> Result<(), FlushError>
             let deletes = write_deletes(pipeline, r.table, l, base.snapshot + 1).await?;
             tables.push(TableCommit {
                 table_id: r.table.lake.table_id,
+                alteration: None,
                 data: r.data.clone(),
                 deletes,
                 // Without rows in the lake there is nothing to remove, and no snapshot to make for it.

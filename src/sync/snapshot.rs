@@ -118,6 +118,7 @@ async fn commit(
             let part = copied.get(&table.oid);
             TableCommit {
                 table_id: table.lake.table_id,
+                alteration: None,
                 data: part.map(|p| p.files.clone()).unwrap_or_default(),
                 deletes: Vec::new(),
                 replace: true,

@@ -268,6 +268,7 @@ pub fn new_table(table: &str, layout: &TableLayout) -> NewTable {
 pub fn table_commit(table_id: i64) -> TableCommit {
     TableCommit {
         table_id,
+        alteration: None,
         data: Vec::new(),
         deletes: Vec::new(),
         replace: false,

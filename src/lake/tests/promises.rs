@@ -16,19 +16,7 @@ use crate::lake::{DeleteCommit, Fence, Lake, MARKER, PipelineChange, PipelineSta
 use crate::lsn::Lsn;
 use crate::source::table::TableName;
 
-/// Makes a test of each catalog kind from an async function of a kind.
-macro_rules! on_both_catalogs {
-    ($($test:ident),* $(,)?) => {
-        mod in_a_file {
-            $(#[tokio::test] async fn $test() { super::$test(super::Kind::File).await })*
-        }
-        mod in_postgres {
-            $(#[tokio::test] async fn $test() { super::$test(super::Kind::Postgres).await })*
-        }
-    };
-}
-
-on_both_catalogs!(
+super::on_both_catalogs!(
     a_claim_fences_the_holder_before,
     foreign_changes_are_noticed_and_built_upon,
     a_failing_commit_leaves_nothing,
