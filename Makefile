@@ -82,7 +82,7 @@ bench-end-to-end: optimised-program ## Snapshot and backlog beside COPY, pg_recv
 bench-compaction: optimised-program ## Compaction beside DuckLake's own merge and rewrite, and scans afterwards
 	@$(STEP) "bench compaction" $(MEASURED) cargo bench --profile dev --bench compaction
 
-test-memory: optimised-program ## Peak memory with 5M rows and transactions of 5M changes (takes a quarter of an hour)
+test-memory: optimised-program ## Peak memory with 5M rows and transactions of 5M changes (takes over 20 minutes, and the build of the program)
 	@$(STEP) "memory" $(MEASURED) DUCKPIPE_TEST_ROWS=$${DUCKPIPE_TEST_ROWS:-5000000} cargo test --workspace --test main memory:: -- --nocapture --test-threads 1
 
 # What depends on the server: its WAL and what is done with it, end to end.
