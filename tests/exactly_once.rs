@@ -54,7 +54,7 @@ fn killed_everywhere(name: &str, combination: Combination, default_seed: u64, ro
     let rest = "[sync]\nflush_interval = \"100ms\"\nmemory_limit = \"128MB\"\n[[tables]]\nsource = \"public.*\"\n";
     let mut trial = Trial::new(Scenario::new(name, combination, rest));
     workload::create(&trial.scenario.source, ORDERS);
-    let writer = Writer::start(&trial.scenario.source.url(), ORDERS, seed, Duration::from_millis(5));
+    let writer = Writer::start(&trial.scenario.source.url(), ORDERS, seed, Duration::from_millis(15));
     // A DuckDB file can't be read beside `sync`: there the polls are made through `status`, while it runs and after each kill.
     let watch = (combination.catalog == CatalogKind::Postgres).then(|| SlotWatch::start(&trial.scenario));
 

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -364,11 +364,14 @@ fn a_timeout_names_the_transaction_that_is_waited_for() {
         let scenario = Scenario::on(&postgres, &format!("validate_wait_{}", combination.name()), combination, TABLES);
         fill(&scenario);
         let mut sync = scenario.duckpipe.sync();
+        scenario.source.execute("UPDATE t SET n = 1 WHERE id = 60");
         sync.wait_for_lsn(scenario.source.lsn(), Duration::from_secs(60));
         let holder = scenario.source.connect();
         holder.execute("SET application_name = 'the long report'; BEGIN; UPDATE other SET id = -1 WHERE id = 1");
         let pid = holder.text("SELECT pg_backend_pid()");
+        let begun = Instant::now();
         let finished = scenario.duckpipe.run(&["validate", "--timeout", "2s"]).expect(1);
+        assert!(begun.elapsed() < Duration::from_secs(10), "it took {:?}", begun.elapsed());
         assert!(finished.stderr.contains(&pid) && finished.stderr.contains("the long report"), "{}", finished.stderr);
         scenario.source.execute("UPDATE t SET n = 0 WHERE id = 60");
         sync.wait_for_lsn(scenario.source.lsn(), Duration::from_secs(60));

@@ -19,6 +19,8 @@ use crate::sync::repair::Repair;
 const HOLD: Duration = Duration::from_secs(15);
 /// A transaction that is older than this is waited for before the stream is held, not while it is.
 const OLD: Duration = Duration::from_millis(500);
+/// What a slot gets to be made in, however much of the timeout is gone by then.
+const LEAST_WAIT: Duration = Duration::from_secs(1);
 
 /// Has the lake show a source position exactly, through whatever writes to it.
 #[async_trait]
@@ -41,6 +43,7 @@ pub(super) async fn pin(
     timeout: Duration,
     point: &dyn SyncPoint,
 ) -> Result<(ReplicationConnection, Lsn, SnapshotHolder)> {
+    let begun = Instant::now();
     let mut replication = ReplicationConnection::connect(settings).await?;
     wait_for_old_transactions(session, timeout).await?;
     point.hold(HOLD).await?;
@@ -48,7 +51,8 @@ pub(super) async fn pin(
         // Names of slots are shared by the whole cluster.
         let name = format!("duckpipe_validate_{}", &Uuid::new_v4().simple().to_string()[..16]);
         // A little earlier than the stream would go on by itself.
-        let patience = HOLD - Duration::from_secs(1);
+        let left = timeout.saturating_sub(begun.elapsed()).max(LEAST_WAIT);
+        let patience = left.min(HOLD - Duration::from_secs(1));
         let Ok(created) = tokio::time::timeout(patience, replication.create_temporary_slot(&name)).await else {
             return Err(held_back(session, patience).await);
         };

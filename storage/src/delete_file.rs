@@ -144,12 +144,13 @@ fn encode(deletes: &Deletes) -> Result<Bytes> {
     }
     let failed = |cause| StorageError::Parquet { url: format!("deletes of {place}"), cause };
     let mut writer = open_writer().map_err(failed)?;
-    let paths = StringArray::from_iter_values(std::iter::repeat_n(place, SLICE_ROWS));
+    let slice_rows = usize::try_from(deletes.rows.len()).map_or(SLICE_ROWS, |rows| rows.min(SLICE_ROWS));
+    let paths = StringArray::from_iter_values(std::iter::repeat_n(place, slice_rows));
     let mut rows = deletes.rows.iter().peekable();
     let mut last = None;
     while rows.peek().is_some() {
         let (mut positions, mut snapshots) = (Vec::new(), Vec::new());
-        for (position, snapshot) in rows.by_ref().take(SLICE_ROWS) {
+        for (position, snapshot) in rows.by_ref().take(slice_rows) {
             if last == Some(position) {
                 return Err(StorageError::invalid(place, format!("row {position} is deleted twice")));
             }

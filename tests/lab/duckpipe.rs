@@ -266,6 +266,8 @@ impl Running<'_> {
     #[track_caller]
     pub fn wait_until(&mut self, what: &str, deadline: Duration, mut wanted: impl FnMut(&Status) -> bool) -> Status {
         let start = Instant::now();
+        // Each look is a process: a long wait is worth fewer of them.
+        let mut pause = Duration::from_millis(100);
         let mut last;
         loop {
             match self.duckpipe.try_status() {
@@ -275,7 +277,8 @@ impl Running<'_> {
             }
             assert!(self.runs(), "{what}: the process ended before\n{last}\n{}", self.tail());
             assert!(start.elapsed() < deadline, "{what}: not within {deadline:?}\n{last}\n{}", self.tail());
-            std::thread::sleep(Duration::from_millis(100));
+            std::thread::sleep(pause);
+            pause = (pause * 3 / 2).min(Duration::from_millis(600));
         }
     }
 

@@ -95,6 +95,8 @@ impl Postgres {
                 ("max_wal_size", "4GB"),
                 ("logging_collector", "off"),
                 ("autovacuum_naptime", "10min"),
+                // Small databases: compiling a query takes longer than running it.
+                ("jit", "off"),
             ]
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .to_vec();
