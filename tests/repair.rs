@@ -138,6 +138,44 @@ fn killed_at_each_failpoint() {
     }
 }
 
+/// The stream stands still for whoever asked it to: no longer than that one lives, and not past its own death.
+fn either_dies_while_the_stream_stands(combination: Combination) {
+    let scenario = synced(&format!("repair_stands_{}", combination.name()), combination);
+    damage(&scenario);
+    let mut sync = scenario.duckpipe.sync();
+    sync.wait_until("the stream", MINUTE, |status| status.all("streaming"));
+    let dies = |failpoint| [("DUCKPIPE_FAILPOINT", failpoint)];
+    let finished = scenario.duckpipe.start_with(&["validate", "--repair"], &dies("validate_reached")).wait(MINUTE);
+    assert_eq!(finished.code, None, "{}", finished.output());
+    scenario.source.execute("UPDATE t SET n = 1 WHERE id = 1000");
+    sync.wait_for_lsn(scenario.source.lsn(), MINUTE);
+    sync.terminate().expect(0);
+
+    let mut sync = scenario.duckpipe.start_with(&["sync"], &dies("reached"));
+    sync.wait_until("the stream", MINUTE, |status| status.all("streaming"));
+    let finished = scenario.duckpipe.run(&["validate", "--repair", "--timeout", "5s"]).expect(1);
+    assert!(finished.stderr.contains("sync"), "{}", finished.stderr);
+    assert_eq!(sync.wait(MINUTE).code, None);
+
+    let mut sync = scenario.duckpipe.sync();
+    sync.wait_until("the stream", MINUTE, |status| status.all("streaming"));
+    let report = repaired(&scenario);
+    assert_eq!((keys_of(&report, "public.t"), keys_of(&report, "public.other")), (Some(5), Some(1)), "{report:#}");
+    sync.terminate().expect(0);
+    scenario.converge(&FOLLOWED);
+    is_well(&scenario);
+}
+
+#[test]
+fn either_dies_while_the_stream_stands_duckdb() {
+    either_dies_while_the_stream_stands(Combination::EMBEDDED);
+}
+
+#[test]
+fn either_dies_while_the_stream_stands_postgres() {
+    either_dies_while_the_stream_stands(Combination { catalog: CatalogKind::Postgres, store: StoreKind::Local });
+}
+
 /// More than is held in memory at once.
 #[test]
 fn many_rows_take_several_commits() {

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+use super::failpoint::failpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lsn::Lsn;
 
@@ -197,6 +198,7 @@ impl Boundary {
 
     /// The lake's snapshot shows exactly `lsn`.
     pub fn reached(&self, lsn: Lsn, snapshot: i64) {
+        failpoint("reached");
         self.end(lsn, |stands| match stands {
             true => State::Standing { lsn, snapshot, until: Instant::now() + STANDS },
             false => State::Reached(lsn, snapshot),

@@ -18,6 +18,7 @@ use super::sums::{Hashing, Sums};
 use crate::batch::change::ChangeBatch;
 use crate::config::Config;
 use crate::error::{Because, Error, ErrorKind, Result};
+use crate::failpoint::failpoint;
 use crate::lake::{Lake, TableRow, TableState};
 use crate::lsn::Lsn;
 use crate::source::publication;
@@ -73,6 +74,7 @@ pub async fn compare(
     progress.begin("waiting for a position that both sides show", 0);
     let (slot, lsn, holder) = pin(&settings, &session, options.timeout, point).await?;
     let (lake, snapshot) = point.reach(lsn, options.timeout, options.repair).await?;
+    failpoint("validate_reached");
     // Its snapshot lives on in the holder; the source need keep no WAL for it.
     drop(slot);
     let mut comparison = Comparison { config, options, store, progress, lsn, snapshot, lake };

@@ -44,34 +44,36 @@ pub(super) async fn pin(
     point: &dyn SyncPoint,
 ) -> Result<(ReplicationConnection, Lsn, SnapshotHolder)> {
     let begun = Instant::now();
-    let mut replication = ReplicationConnection::connect(settings).await?;
-    wait_for_old_transactions(session, timeout).await?;
-    point.hold(HOLD).await?;
-    let made = async {
-        // Names of slots are shared by the whole cluster.
-        let name = format!("duckpipe_validate_{}", &Uuid::new_v4().simple().to_string()[..16]);
+    loop {
+        wait_for_old_transactions(session, begun, timeout).await?;
+        point.hold(HOLD).await?;
         // A little earlier than the stream would go on by itself.
         let left = timeout.saturating_sub(begun.elapsed()).max(LEAST_WAIT);
-        let patience = left.min(HOLD - Duration::from_secs(1));
-        let Ok(created) = tokio::time::timeout(patience, replication.create_temporary_slot(&name)).await else {
-            return Err(held_back(session, patience).await);
-        };
-        let created = created?;
-        let holder = SnapshotHolder::import(settings, &created.snapshot).await?;
-        Ok((created.consistent_point, holder))
-    };
-    match made.await {
-        Ok((lsn, holder)) => Ok((replication, lsn, holder)),
-        Err(error) => {
-            point.release().await;
-            Err(error)
+        let made = tokio::time::timeout(left.min(HOLD - Duration::from_secs(1)), make_slot(settings)).await;
+        if let Ok(Ok(pinned)) = made {
+            return Ok(pinned);
+        }
+        point.release().await;
+        match made {
+            Ok(made) => return made,
+            Err(_) if begun.elapsed() >= timeout => return Err(held_back(session, timeout).await),
+            // A transaction that had just begun turned out to be long.
+            Err(_) => {}
         }
     }
 }
 
+async fn make_slot(settings: &SourceSettings) -> Result<(ReplicationConnection, Lsn, SnapshotHolder)> {
+    let mut replication = ReplicationConnection::connect(settings).await?;
+    // Names of slots are shared by the whole cluster.
+    let name = format!("duckpipe_validate_{}", &Uuid::new_v4().simple().to_string()[..16]);
+    let created = replication.create_temporary_slot(&name).await?;
+    let holder = SnapshotHolder::import(settings, &created.snapshot).await?;
+    Ok((replication, created.consistent_point, holder))
+}
+
 /// A slot waits for all transactions that are open. The stream is not held meanwhile.
-async fn wait_for_old_transactions(session: &Session, patience: Duration) -> Result<()> {
-    let begun = Instant::now();
+async fn wait_for_old_transactions(session: &Session, begun: Instant, patience: Duration) -> Result<()> {
     while slot::oldest_writer(session).await?.is_some_and(|oldest| oldest.age > OLD) {
         if begun.elapsed() > patience {
             return Err(held_back(session, patience).await);
