@@ -307,12 +307,6 @@ async fn open(job: &Job) -> Result<Vec<(Source, Arc<DataFileReader>)>> {
                 format!("{} holds {} rows, but the catalog says {}", file.path, reader.rows(), file.rows),
             ));
         }
-        if let Some(column) = job.columns.defaulted.iter().find(|column| !reader.has_column(**column)) {
-            return Err(Error::new(
-                ErrorKind::Table,
-                format!("{} lacks column {column}, whose default it shows", file.path),
-            ));
-        }
         Ok((Source { file, dead: Arc::new(dead), first: 0 }, Arc::new(reader)))
     });
     let opened = stream::iter(opened.collect::<Vec<_>>()).buffered(job.store.reads_at_once());

@@ -9,7 +9,7 @@ use super::Lake;
 use super::files::{LiveDelete, StoredPath, below_data_path, id_list, latest_snapshot, refuse_inlined};
 use super::pipeline::{self, PipelineState};
 use super::session::Session;
-use super::table::{CatalogColumn, FieldId, TableState, read_rows, with_element_ids, with_id};
+use super::table::{CatalogColumn, FieldId, TableState, read_rows, with_default, with_element_ids};
 use crate::batch::layout::ColumnType;
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::table::TableName;
@@ -76,8 +76,6 @@ pub struct SourceFile {
 pub struct CompactionSchema {
     /// The table's columns with their ids, then the row id and the snapshot id.
     pub schema: SchemaRef,
-    /// Columns with a default, which a file without them would not show as NULL.
-    pub defaulted: Vec<i32>,
     /// The columns by name, for what people call them.
     pub names: HashMap<String, i64>,
 }
@@ -280,7 +278,7 @@ fn schema_at(session: &Session, table_id: i64, snapshot: i64) -> Result<Compacti
     })?;
     let (columns, defaults): (Vec<CatalogColumn>, Vec<Option<String>>) = rows.into_iter().unzip();
     let mut fields: Vec<FieldRef> = Vec::with_capacity(columns.len() + 2);
-    let (mut defaulted, mut names) = (Vec::new(), HashMap::new());
+    let mut names = HashMap::new();
     for (column, default) in columns.iter().zip(defaults).filter(|(column, _)| column.parent.is_none()) {
         let Some((column_type, id)) = column_type(column, &columns) else {
             return Err(Error::new(
@@ -288,18 +286,17 @@ fn schema_at(session: &Session, table_id: i64, snapshot: i64) -> Result<Compacti
                 format!("the column {} has the type {}, which is not rewritten here", column.name, column.lake_type),
             ));
         };
-        if default.is_some_and(|default| default != "NULL") {
-            defaulted.push(column.id as i32);
-        }
+        // DuckLake says NULL by that word.
+        let default = default.filter(|default| default != "NULL");
         names.insert(column.name.to_lowercase(), column.id);
         let data_type = with_element_ids(&column_type.arrow(), &id);
-        fields.push(with_id(Field::new(&column.name, data_type, true), &id));
+        fields.push(with_default(Field::new(&column.name, data_type, true), &id, default.as_ref()));
     }
     for (name, id) in [("_ducklake_internal_row_id", ROW_ID), ("_ducklake_internal_snapshot_id", SNAPSHOT_ID)] {
         let id = FieldId { column_id: id.into(), element: None };
-        fields.push(with_id(Field::new(name, DataType::Int64, true), &id));
+        fields.push(with_default(Field::new(name, DataType::Int64, true), &id, None));
     }
-    Ok(CompactionSchema { schema: Arc::new(Schema::new(fields)), defaulted, names })
+    Ok(CompactionSchema { schema: Arc::new(Schema::new(fields)), names })
 }
 
 /// The type that a column's name in DuckLake's metadata says: the other way round than `ducklake_type`.

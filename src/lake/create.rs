@@ -3,11 +3,13 @@
 //! Native DDL and direct writes can't share a transaction, so the table's row is written first, without a `table_id`: a
 //! process that dies in between leaves a row that says whose the half-made table is.
 
+use std::collections::HashMap;
+
 use super::Lake;
 use super::pipeline::{self, Fence};
 use super::session::{LAKE, Session};
 use super::table::{
-    LakeColumn, LakeTable, TableRow, TableState, catalog_columns, match_columns, read_rows, table_folder,
+    FieldId, LakeColumn, LakeTable, TableRow, TableState, catalog_columns, match_columns, read_rows, table_folder,
 };
 use crate::batch::layout::TableLayout;
 use crate::error::{Because, Error, ErrorKind, Result, ResultExt};
@@ -55,13 +57,25 @@ impl Lake {
     /// [`ErrorKind::Table`] where it was dropped, or its columns are not the layout's any more.
     pub async fn fitting_table(&self, row: &TableRow, layout: &TableLayout) -> Result<LakeTable> {
         let table = self.lake_table(row).await?;
-        let (table_id, layout, source) = (table.table_id, layout.clone(), row.source.clone());
+        let (table_id, layout, row) = (table.table_id, layout.clone(), row.clone());
         let columns = self
             .run(move |session| {
-                match_columns(&layout, &catalog_columns(session, table_id)?).map_err(|difference| {
-                    let what = format!("{source} has other columns than when it was copied ({difference})");
+                let differs = |difference: &str| {
+                    let what = format!("{} has other columns than when it was copied ({difference})", row.source);
                     Error::new(ErrorKind::Table, what).remedy("copy everything anew: `duckpipe sync --resnapshot`")
-                })
+                };
+                let columns =
+                    match_columns(&layout, &catalog_columns(session, table_id)?).map_err(|what| differs(&what))?;
+                // A column that was dropped and added anew is another one, whatever its name.
+                let filled_by = |id: &FieldId| row.columns.iter().find(|column| column.id == *id).map(|c| c.attnum);
+                match columns
+                    .iter()
+                    .zip(&layout.columns)
+                    .find(|(column, _)| filled_by(&column.id) != Some(column.attnum))
+                {
+                    None => Ok(columns),
+                    Some((_, column)) => Err(differs(&column.name)),
+                }
             })
             .await?;
         Ok(LakeTable { columns, ..table })
@@ -91,7 +105,7 @@ impl Lake {
             })?;
             let (name, folder) = table_folder(session, table_id)?
                 .ok_or_else(|| Error::new(ErrorKind::Conflict, "the table was dropped while it was being made"))?;
-            Ok(LakeTable { table_id, name, folder, columns })
+            Ok(LakeTable { table_id, name, folder, columns, shown: HashMap::new() })
         })
         .await
     }

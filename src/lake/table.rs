@@ -6,6 +6,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
+use duckpipe_storage::INITIAL_DEFAULT;
 use serde::{Deserialize, Serialize};
 
 use super::Lake;
@@ -133,6 +134,8 @@ pub struct LakeTable {
     pub folder: String,
     /// Its columns, in the order of the layout that it was made from.
     pub columns: Vec<LakeColumn>,
+    /// What rows show that are older than a column, by the column's id, as DuckDB prints it. Not among them: NULL.
+    pub shown: HashMap<i64, String>,
 }
 
 /// The key in a field's metadata under which the Parquet writer looks for the field id.
@@ -154,7 +157,7 @@ impl LakeTable {
         }
         let fields = layout.columns.iter().zip(&self.columns).map(|(column, lake)| {
             let data_type = with_element_ids(&column.column_type.arrow(), &lake.id);
-            with_id(Field::new(&column.name, data_type, true), &lake.id)
+            with_default(Field::new(&column.name, data_type, true), &lake.id, self.shown.get(&lake.id.column_id))
         });
         Ok(Arc::new(Schema::new(fields.collect::<Vec<FieldRef>>())))
     }
@@ -165,8 +168,15 @@ impl LakeTable {
     }
 }
 
-pub(super) fn with_id(field: Field, id: &FieldId) -> FieldRef {
-    Arc::new(field.with_metadata(HashMap::from([(FIELD_ID.to_owned(), id.column_id.to_string())])))
+fn with_id(field: Field, id: &FieldId) -> FieldRef {
+    with_default(field, id, None)
+}
+
+/// The field with its id, and with what rows show that are older than it.
+pub(super) fn with_default(field: Field, id: &FieldId, shown: Option<&String>) -> FieldRef {
+    let mut metadata = HashMap::from([(FIELD_ID.to_owned(), id.column_id.to_string())]);
+    metadata.extend(shown.map(|text| (INITIAL_DEFAULT.to_owned(), text.clone())));
+    Arc::new(field.with_metadata(metadata))
 }
 
 pub(super) fn with_element_ids(data_type: &DataType, id: &FieldId) -> DataType {
@@ -221,6 +231,16 @@ pub(super) fn catalog_columns(session: &Session, table_id: i64) -> Result<Vec<Ca
     session.read(&sql, |row| {
         Ok(CatalogColumn { id: row.get(0)?, name: row.get(1)?, lake_type: row.get(2)?, parent: row.get(3)? })
     })
+}
+
+/// What rows show that are older than a column, by the ids of the table's current columns. DuckLake says NULL by that word.
+fn initial_defaults(session: &Session, table_id: i64) -> Result<HashMap<i64, String>> {
+    let sql = format!(
+        "SELECT column_id, initial_default FROM {}.ducklake_column WHERE table_id = {table_id} AND end_snapshot IS NULL \
+         AND parent_column IS NULL AND initial_default IS NOT NULL AND initial_default <> 'NULL'",
+        session.tables()
+    );
+    Ok(session.read(&sql, |row| Ok((row.get(0)?, row.get(1)?)))?.into_iter().collect())
 }
 
 /// The ids of a layout's columns, or which column the lake's table does not have as the layout wants it.
@@ -382,7 +402,8 @@ impl Lake {
             if !row.columns.iter().all(|column| lives(&column.id)) {
                 return Err(gone("columns of the lake's table were dropped by somebody else"));
             }
-            Ok(LakeTable { table_id, name, folder, columns: row.columns.clone() })
+            let shown = initial_defaults(session, table_id)?;
+            Ok(LakeTable { table_id, name, folder, columns: row.columns.clone(), shown })
         })
         .await
     }

@@ -24,6 +24,7 @@ mod encoder;
 mod error;
 mod fields;
 mod local;
+mod missing;
 mod reader;
 mod row_group;
 mod settings;
@@ -43,6 +44,7 @@ pub use delete_file::{
 pub use deleted_rows::DeletedRows;
 pub use error::{BoxError, Result, StorageError};
 pub use fields::{FieldId, field_id, with_field_ids};
+pub use missing::INITIAL_DEFAULT;
 pub use reader::{DataFileReader, PositionedBatch, PositionedStream, Rows};
 pub use settings::{S3Settings, SecretText};
 pub use stats::{ColumnStats, StatsCollector};

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use arrow::array::{Array, ArrayRef, RecordBatch, RecordBatchOptions, new_null_array};
+use arrow::array::{Array, ArrayRef, RecordBatch, RecordBatchOptions};
 use arrow::compute::{CastOptions, cast_with_options};
 use arrow::datatypes::{Fields, Schema, SchemaRef};
 use bytes::Bytes;
@@ -24,6 +24,7 @@ use parquet::file::metadata::{PageIndexPolicy, ParquetMetaDataReader};
 use crate::encoder::footer_bytes;
 use crate::error::{Result, StorageError};
 use crate::fields::{field_id, require_field_id};
+use crate::missing;
 use crate::store::Store;
 
 /// The footers and offset indexes of most files fit in one read of this many bytes from the end.
@@ -155,7 +156,7 @@ impl DataFileReader {
     }
 
     /// Reads the columns that the fields of `schema` name by their column id, in the form that they say. A column that the file
-    /// does not have, because it was written before, is NULL.
+    /// does not have, because it was written before, shows its [`INITIAL_DEFAULT`](crate::INITIAL_DEFAULT), else NULL.
     pub fn read(&self, schema: SchemaRef, rows: Rows) -> Result<PositionedStream> {
         let mut wanted = Vec::with_capacity(schema.fields().len());
         for field in schema.fields() {
@@ -164,7 +165,14 @@ impl DataFileReader {
         let mut roots: Vec<usize> = wanted.iter().flatten().copied().collect();
         roots.sort_unstable();
         roots.dedup();
-        let sources = wanted.iter().map(|root| root.and_then(|root| roots.binary_search(&root).ok())).collect();
+        let sources = wanted
+            .iter()
+            .zip(schema.fields())
+            .map(|(root, field)| match root.and_then(|root| roots.binary_search(&root).ok()) {
+                Some(index) => Ok(Source::Column(index)),
+                None => missing::value(field).map(Source::Missing),
+            })
+            .collect::<Result<Vec<_>>>()?;
 
         let builder = ParquetRecordBatchStreamBuilder::new_with_metadata(self.input.clone(), self.metadata.clone())
             .with_batch_size(self.batch_rows);
@@ -285,13 +293,21 @@ enum Plan {
     Selection(Vec<usize>, RowSelection, VecDeque<Range<u64>>),
 }
 
+/// Where a column comes from.
+enum Source {
+    /// This column of the input's batches.
+    Column(usize),
+    /// The file lacks it: the value of all rows.
+    Missing(ArrayRef),
+}
+
 /// The rows of a file, batch by batch, in the order of their positions.
 pub struct PositionedStream {
     url: String,
     input: ParquetRecordBatchStream<ParquetObjectReader>,
     schema: SchemaRef,
-    /// For each field of `schema`, the column of the input's batches.
-    sources: Vec<Option<usize>>,
+    /// For each field of `schema`.
+    sources: Vec<Source>,
     /// The positions that are still to come.
     positions: VecDeque<Range<u64>>,
 }
@@ -322,12 +338,12 @@ impl PositionedStream {
             .iter()
             .zip(&self.sources)
             .map(|(field, source)| match source {
-                None => Ok(new_null_array(field.data_type(), batch.num_rows())),
-                Some(index) if batch.column(*index).data_type() == field.data_type() => {
+                Source::Missing(value) => missing::rows(value, batch.num_rows()),
+                Source::Column(index) if batch.column(*index).data_type() == field.data_type() => {
                     Ok(Arc::clone(batch.column(*index)))
                 }
                 // The column's type was widened since, or a list's element is labelled otherwise.
-                Some(index) => {
+                Source::Column(index) => {
                     let options = CastOptions { safe: false, ..CastOptions::default() };
                     cast_with_options(batch.column(*index), field.data_type(), &options)
                 }
