@@ -49,12 +49,19 @@ fn sbtest1() -> SourceTable {
         columns: columns
             .into_iter()
             .zip(1..)
-            .map(|((name, pg_type), attnum)| SourceColumn { attnum, name: name.into(), pg_type, not_null: true })
+            .map(|((name, pg_type), attnum)| SourceColumn {
+                attnum,
+                name: name.into(),
+                pg_type,
+                not_null: true,
+                missing: None,
+            })
             .collect(),
         replica_identity: ReplicaIdentity::Default,
         key: vec![0],
         estimated_rows: 0,
         pages: 0,
+        file_node: 1,
     }
 }
 

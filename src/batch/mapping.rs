@@ -289,7 +289,8 @@ mod tests {
     use crate::source::table::ReplicaIdentity;
 
     fn mapped(type_name: &str, forced_text: bool) -> ColumnMapping {
-        let column = SourceColumn { attnum: 1, name: "v".into(), pg_type: pg_type(type_name), not_null: false };
+        let column =
+            SourceColumn { attnum: 1, name: "v".into(), pg_type: pg_type(type_name), not_null: false, missing: None };
         map_column(&column, forced_text)
     }
 
@@ -363,7 +364,8 @@ mod tests {
 
     #[test]
     fn several_dimensions_or_a_wish_make_a_text() {
-        let mut column = SourceColumn { attnum: 1, name: "v".into(), pg_type: pg_type("int4[]"), not_null: false };
+        let mut column =
+            SourceColumn { attnum: 1, name: "v".into(), pg_type: pg_type("int4[]"), not_null: false, missing: None };
         let dimensions = |column: &mut SourceColumn, dimensions| {
             column.pg_type.element.as_mut().unwrap().dimensions = dimensions;
             map_column(column, false).column.column_type.lake()

@@ -37,6 +37,7 @@ pub mod change;
 pub mod pgoutput;
 pub mod relation;
 
+pub(crate) use row_builder::value_of_text;
 pub use value_error::{OnUnrepresentable, ValueError};
 
 #[cfg(test)]
@@ -44,6 +45,6 @@ mod change_tests;
 #[cfg(test)]
 mod stream_tests;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod value_tests;

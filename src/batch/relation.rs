@@ -30,7 +30,7 @@ impl RelationMap {
         if !differences.is_empty() {
             let what = format!("the source's table {} changed: {}", source.name, differences.join("; "));
             return Err(Error::new(ErrorKind::Table, what)
-                .remedy("changes of a table's definition are not followed yet: copy the table anew by `duckpipe sync --resnapshot`"));
+                .remedy("this change is not followed: copy the table anew by `duckpipe sync --resnapshot`"));
         }
         let slots: Vec<Option<Slot>> = relation
             .columns
@@ -90,6 +90,11 @@ fn differences(source: &SourceTable, relation: &Relation) -> Vec<String> {
         if !source.columns.iter().any(|column| column.name == sent.name) {
             found.push(format!("column {:?} is new", sent.name));
         }
+    }
+    let known = source.columns.iter().map(|column| &column.name);
+    if found.is_empty() && !known.eq(relation.columns.iter().map(|column| &column.name)) {
+        // Columns are sent in the order of their attnums: names have changed places.
+        found.push("columns have taken each other's names".into());
     }
     if source.replica_identity != relation.replica_identity {
         found.push(format!(
@@ -164,6 +169,7 @@ mod tests {
         assert!(told(&|r| r.replica_identity = ReplicaIdentity::Full).contains("replica identity is FULL"));
         assert!(told(&|r| r.name.table = "u".into()).contains("called public.u"));
         assert!(told(&|r| r.oid = 1).contains("another table"));
+        assert!(told(&|r| r.columns.swap(0, 1)).contains("each other's names"));
         let renamed = told(&|r| r.columns[1].name = "open".into());
         assert!(renamed.contains("\"secret\" is gone") && renamed.contains("\"open\" is new"));
     }

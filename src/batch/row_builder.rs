@@ -10,7 +10,7 @@ use super::column::ColumnBuilder;
 use super::layout::{LayoutColumn, TableLayout, TextSource};
 use super::pgoutput::Value;
 use super::value_error::{Fault, OnUnrepresentable, ValueError, prefix};
-use crate::error::{Because, ErrorKind, Result};
+use crate::error::{Because, Error, ErrorKind, Result};
 
 /// Which of Postgres' two ways a table's rows come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -188,6 +188,17 @@ fn builder(column: &LayoutColumn, origin: Origin) -> ColumnBuilder {
     let already_text = origin == Origin::Copy && column.cast_to_text;
     let source = if already_text { TextSource::AsSent } else { column.text_source };
     ColumnBuilder::new(&column.column_type, column.delimiter, source)
+}
+
+/// A value in Postgres' own text, as an array of one.
+///
+/// # Errors
+/// Kind `Table` where the column's lake type can't hold it.
+pub(crate) fn value_of_text(column: &LayoutColumn, text: &str) -> Result<ArrayRef> {
+    let mut builder = builder(column, Origin::Wal);
+    let failed = |fault: Fault| Error::new(ErrorKind::Table, format!("{text:?}: {}", fault.into_reason()));
+    builder.append_text(text.as_bytes()).map_err(failed)?;
+    builder.finish().because(ErrorKind::Internal, || "making an array of one value".into())
 }
 
 /// One value as a person reads it, shortened; `None` where it can't be read.

@@ -100,6 +100,7 @@ pub(crate) fn table(columns: &[(&str, &str)], key: &[&str], replica_identity: Re
             name: (*name).to_owned(),
             pg_type: pg_type(pg),
             not_null: false,
+            missing: None,
         })
         .collect();
     let key = key.iter().map(|key| columns.iter().position(|column| column.name == *key).unwrap()).collect();
@@ -111,6 +112,7 @@ pub(crate) fn table(columns: &[(&str, &str)], key: &[&str], replica_identity: Re
         key,
         estimated_rows: 0,
         pages: 0,
+        file_node: 1,
     }
 }
 

@@ -26,7 +26,7 @@ pub use crate::lake::CatalogLocation;
 pub use crate::source::pattern::TablePattern;
 pub use compact::CompactConfig;
 pub use document::Override;
-pub use selection::{SelectedTable, select};
+pub use selection::{SelectedTable, select, selection_of};
 pub use template::{Known, name_from, template};
 pub use units::{display_size, format_size, parse_duration, parse_size};
 

@@ -60,6 +60,14 @@ pub fn select(entries: &[TableConfig], found: &[TableName]) -> Result<Vec<Select
     Ok(selected.into_values().collect())
 }
 
+/// What the entries say of one table, which the source has.
+pub fn selection_of(entries: &[TableConfig], source: &TableName) -> Option<SelectedTable> {
+    let exact = entries.iter().find(|entry| entry.source.exact().as_ref() == Some(source));
+    let pattern = || entries.iter().find(|entry| entry.source.exact().is_none() && entry.source.matches(source));
+    let entry = exact.or_else(pattern)?;
+    Some(selection(entry, source, exact.is_none()))
+}
+
 fn selection(entry: &TableConfig, source: &TableName, by_pattern: bool) -> SelectedTable {
     SelectedTable {
         source: source.clone(),

@@ -52,7 +52,7 @@ pub async fn describe_table(
     let failed = |error| from_client(error, WHAT).context(name.to_string());
     let client = session.client();
     let query = "SELECT c.oid, c.relreplident::text, c.reltuples::int8, \
-                 coalesce(pg_relation_size(c.oid) / current_setting('block_size')::int8, 0) \
+                 coalesce(pg_relation_size(c.oid) / current_setting('block_size')::int8, 0), c.relfilenode \
                  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
                  WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind = 'r' AND c.relpersistence = 'p'";
     let Some(row) = client.query_opt(query, &[&name.schema, &name.table]).await.map_err(failed)? else {
@@ -96,6 +96,7 @@ pub async fn describe_table(
         key,
         estimated_rows: row.get(2),
         pages: u32::try_from(pages).unwrap_or(u32::MAX),
+        file_node: row.get(4),
     }))
 }
 
@@ -105,6 +106,7 @@ fn columns_query(major: u32) -> String {
     let generated = if major >= 18 { "p.pubgencols::text" } else { "'n'" };
     format!(
         "SELECT a.attnum, a.attname, a.atttypid, a.atttypmod, a.attndims::int2 AS attndims, a.attnotnull, \
+         CASE WHEN a.atthasmissing THEN (a.attmissingval::text::text[])[1] END AS missing, \
          format_type(a.atttypid, a.atttypmod) AS display \
          FROM pg_attribute a \
          LEFT JOIN (SELECT {list} AS list, {generated} AS generated FROM pg_publication p \
@@ -178,6 +180,7 @@ impl Types<'_> {
             name: row.get("attname"),
             pg_type,
             not_null: row.get("attnotnull"),
+            missing: row.get("missing"),
         })
     }
 

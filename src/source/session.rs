@@ -100,6 +100,19 @@ impl Session {
         Ok(row.get(0))
     }
 
+    /// Whether a transaction that has written its commit record is seen by all queries from now on: it holds the lock on its own
+    /// id until then. (`ProcArrayEndTransaction` comes after the record, and after a wait for a synchronous standby.)
+    pub async fn is_visible(&self, xid: u32) -> Result<bool> {
+        let query = "SELECT NOT EXISTS (SELECT FROM pg_locks WHERE locktype = 'transactionid' AND transactionid::text = $1 \
+                     AND mode = 'ExclusiveLock' AND granted)";
+        let row = self
+            .client
+            .query_one(query, &[&xid.to_string()])
+            .await
+            .map_err(|e| failure::from_client(e, "Looking whether a transaction has ended"))?;
+        Ok(row.get(0))
+    }
+
     /// Takes a lock of that name in the database, unless another session holds it. It goes with this session.
     pub async fn try_lock(&self, name: &str) -> Result<bool> {
         let row = self

@@ -200,6 +200,7 @@ mod tests {
             key: Vec::new(),
             estimated_rows: 0,
             pages: 0,
+            file_node: 1,
         };
         let columns =
             [CopyColumn { name: "x".into(), cast: None }, CopyColumn { name: "y z".into(), cast: Some("text[]") }];

@@ -19,6 +19,8 @@ pub struct SourceTable {
     pub estimated_rows: i64,
     /// The heap's size in pages of 8 KiB, measured, for cutting it into ctid ranges.
     pub pages: u32,
+    /// `pg_class.relfilenode`: another one after all that writes the table anew (a change of type, VACUUM FULL, TRUNCATE).
+    pub file_node: u32,
 }
 
 /// A schema-qualified name, unquoted.
@@ -47,6 +49,8 @@ pub struct SourceColumn {
     pub pg_type: PgType,
     /// Declared NOT NULL.
     pub not_null: bool,
+    /// `pg_attribute.attmissingval`, as text: what rows show that are older than the column. `None`: NULL.
+    pub missing: Option<String>,
 }
 
 /// `pg_class.relreplident`.

@@ -183,6 +183,11 @@ impl WalChunk {
         Messages(&self.0)
     }
 
+    /// The messages from this byte on: where [`Messages::left`] told that one begins.
+    pub fn messages_from(&self, byte: usize) -> Messages<'_> {
+        Messages(self.0.get(byte..).unwrap_or_default())
+    }
+
     /// The size, in bytes.
     pub fn bytes(&self) -> usize {
         self.0.len()
@@ -191,6 +196,13 @@ impl WalChunk {
 
 /// See [`WalChunk::messages`].
 pub struct Messages<'a>(&'a [u8]);
+
+impl Messages<'_> {
+    /// The bytes of the messages that are still to come.
+    pub fn left(&self) -> usize {
+        self.0.len()
+    }
+}
 
 impl<'a> Iterator for Messages<'a> {
     type Item = Result<WalMessage<'a>>;

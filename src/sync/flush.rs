@@ -16,7 +16,7 @@ use crate::batch::layout::TableLayout;
 use crate::error::{Because, Error, ErrorKind, Result};
 use crate::lake::lookup::{self, KeyColumns, RowPosition};
 use crate::lake::store::store_error;
-use crate::lake::{Commit, DeleteCommit, LakeTable, LiveFile, TableCommit, TableState};
+use crate::lake::{Alteration, Commit, DeleteCommit, LakeTable, LiveFile, TableCommit, TableState};
 use crate::lsn::Lsn;
 
 use super::change_log::ChangeLog;
@@ -58,6 +58,8 @@ pub struct Flush {
     pub commit_ts: Option<i64>,
     /// The changes, a table each, settled.
     pub logs: Vec<(Arc<SyncTable>, ChangeLog)>,
+    /// How the lake's columns of some of these tables change with them, by the table's oid.
+    pub alterations: HashMap<u32, Alteration>,
     /// The state that the flushed tables have from then on.
     pub state: TableState,
     /// How many rows of the lake may have one key.
@@ -183,7 +185,7 @@ pub async fn flush(pipeline: &Pipeline, flush: &Flush) -> Result<(), FlushError>
             let deletes = write_deletes(pipeline, r.table, l, base.snapshot + 1).await?;
             tables.push(TableCommit {
                 table_id: r.table.lake.table_id,
-                alteration: None,
+                alteration: flush.alterations.get(&r.table.oid).cloned(),
                 data: r.data.clone(),
                 deletes,
                 // Without rows in the lake there is nothing to remove, and no snapshot to make for it.

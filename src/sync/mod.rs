@@ -7,6 +7,7 @@
 
 pub mod boundary;
 pub mod change_log;
+pub mod definition;
 pub use crate::failpoint;
 pub mod fill;
 pub mod flush;

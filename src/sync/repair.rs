@@ -12,6 +12,7 @@ use arrow::datatypes::{DataType, Field, Schema, UInt8Type};
 use arrow::ipc::reader::FileReader;
 use arrow::ipc::writer::FileWriter;
 use duckpipe_storage::Store;
+use hashbrown::HashMap;
 
 use super::boundary::moved_on;
 use super::change_log::ChangeLog;
@@ -83,6 +84,7 @@ pub async fn repair(config: &Config, lake: &Lake, store: &Store, repair: Repair)
         lsn: repair.lsn,
         commit_ts: None,
         logs: vec![(Arc::new(table), log)],
+        alterations: HashMap::new(),
         state: known.state,
         rows_of_a_key: RowsOfAKey::Any,
     };

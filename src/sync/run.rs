@@ -27,14 +27,14 @@ use crate::source::table::SourceTable;
 use crate::source::{publication, slot};
 
 use super::boundary::Boundary;
+use super::definition::Definitions;
 use super::failpoint::failpoint;
 use super::flush::SyncTable;
 use super::pipeline::{Budget, Pipeline};
 use super::prepare::{self, ChosenTable};
 use super::progress::{Progress, TableProgress};
 use super::snapshot::{self, CopyOptions};
-use super::stream::explain;
-use super::stream::{Stream, StreamOptions};
+use super::stream::{SharedTables, Stream, StreamOptions, explain};
 
 /// How `sync` was called.
 #[derive(Clone, Copy, Debug, Default)]
@@ -458,11 +458,12 @@ impl Runner<'_> {
         for (table, _) in tables {
             table.progress.set_state(state);
         }
+        let tables = SharedTables::new(tables.to_vec());
         loop {
             let started = tokio::time::Instant::now();
             let session = renewed.as_ref().unwrap_or(&self.session);
             let ended = tokio::select! {
-                ended = self.stream_once(session, pipeline, tables, from, state, until) => ended,
+                ended = self.stream_once(session, pipeline, &tables, from, state, until) => ended,
                 error = self.watch_source(session) => Err(error),
             };
             let error = match ended {
@@ -556,14 +557,14 @@ impl Runner<'_> {
         &self,
         session: &Session,
         pipeline: &Arc<Pipeline>,
-        tables: &[Table],
+        tables: &SharedTables,
         from: Lsn,
         state: TableState,
         until: Option<Lsn>,
     ) -> Result<Lsn> {
         let replication = ReplicationConnection::connect(&self.settings).await?;
         let source = &self.config.source;
-        let binary = tables.iter().all(|(table, _)| table.layout.reads_binary());
+        let binary = tables.all().iter().all(|(table, _)| table.layout.reads_binary());
         let wal = replication
             .start(&WalOptions {
                 slot: source.slot.clone(),
@@ -586,7 +587,10 @@ impl Runner<'_> {
             Some(until) => until,
             None => session.flushed_position().await?,
         };
-        Stream::new(Arc::clone(pipeline), options, wal, tables, from, (state, level_at)).run(self.stop.clone()).await
+        let definitions = Definitions { session, config: self.config, binary };
+        Stream::new(Arc::clone(pipeline), options, wal, (definitions, tables), from, (state, level_at))
+            .run(self.stop.clone())
+            .await
     }
 
     async fn outcome(&self) -> Result<Outcome> {

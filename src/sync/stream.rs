@@ -3,6 +3,7 @@
 //! Receiving and flushing go on side by side, one flush at a time. What is confirmed to the slot was durable in the catalog
 //! before; a position is taken over only where every transaction up to it is.
 
+mod columns;
 mod cut;
 mod flight;
 mod streamed;
@@ -19,16 +20,19 @@ use crate::batch::pgoutput::{self, Message, Relation};
 use crate::batch::relation::RelationMap;
 use crate::batch::value_error::OnUnrepresentable;
 use crate::error::{Error, ErrorKind, Result, ResultExt};
-use crate::lake::TableState;
+use crate::lake::{Alteration, TableState};
 use crate::lsn::Lsn;
 use crate::source::table::SourceTable;
 use crate::source::wal_stream::{WalChunk, WalMessage, WalStream};
 
 use super::boundary::Boundary;
 use super::change_log::ChangeLog;
+use super::definition::Definitions;
 use super::failpoint::failpoint;
 use super::flush::{Flush, RowsOfAKey, SyncTable};
 use super::pipeline::Pipeline;
+use columns::Paused;
+pub use columns::SharedTables;
 use cut::Cut;
 pub use flight::explain;
 use flight::{Flight, Flushed, joined, next_flush, record_failure};
@@ -71,6 +75,8 @@ struct StreamTable {
     committed: u64,
     /// Those of them that the flush to a boundary takes, while the stream has a [`Cut`].
     cut: u64,
+    /// How the lake's columns change with the next flush of the table.
+    alteration: Option<Alteration>,
     /// Why the table stands still, until the catalog knows.
     failed: Option<Failure>,
 }
@@ -112,6 +118,7 @@ impl StreamTable {
         self.builder = ChangeBuilder::new(Arc::clone(&self.table.layout), self.on_unrepresentable);
         self.committed = 0;
         self.cut = 0;
+        self.alteration = None;
         self.failed = Some(failure);
     }
 }
@@ -125,12 +132,21 @@ struct Waiting {
 }
 
 /// The stream of one connection.
-pub struct Stream {
+pub struct Stream<'a> {
+    definitions: Definitions<'a>,
+    /// The tables as a later connection is to take them up.
+    shared: &'a SharedTables,
     pipeline: Arc<Pipeline>,
     options: StreamOptions,
     wal: WalStream,
     tables: HashMap<u32, StreamTable>,
     in_transaction: bool,
+    /// The open transaction, or the last one, outside blocks.
+    xid: u32,
+    /// The open transaction is in the lake already: it may come again after a reconnect.
+    is_applied: bool,
+    /// Where reading goes on once everything that waits is flushed.
+    paused: Option<Paused>,
     /// Indexes of `tables` that the open transaction changed.
     touched: Vec<u32>,
     /// Transactions that came in part.
@@ -147,19 +163,22 @@ pub struct Stream {
     /// Where tables that catch up are level with the others: the source's position when the stream began.
     level_at: Lsn,
     in_flight: Option<Flight>,
+    /// The tables whose columns it changes.
+    altering: Vec<u32>,
 }
 
-impl Stream {
+impl<'a> Stream<'a> {
     /// A stream that goes on from `applied`. `state` is what the catalog says of the tables that stream.
     pub fn new(
         pipeline: Arc<Pipeline>,
         options: StreamOptions,
         wal: WalStream,
-        tables: &[(Arc<SyncTable>, SourceTable)],
+        (definitions, shared): (Definitions<'a>, &'a SharedTables),
         applied: Lsn,
         (state, level_at): (TableState, Lsn),
     ) -> Self {
-        let tables = tables
+        let tables = shared
+            .all()
             .iter()
             .map(|(table, source)| {
                 let stream = StreamTable {
@@ -171,12 +190,15 @@ impl Stream {
                     log: ChangeLog::new(table.layout.key.clone()),
                     committed: 0,
                     cut: 0,
+                    alteration: None,
                     failed: None,
                 };
                 (table.oid, stream)
             })
             .collect();
         let mut stream = Stream {
+            definitions,
+            shared,
             pipeline,
             boundary: options.until,
             cut: None,
@@ -184,6 +206,9 @@ impl Stream {
             wal,
             tables,
             in_transaction: false,
+            xid: 0,
+            is_applied: false,
+            paused: None,
             touched: Vec::new(),
             streamed: Streamed::default(),
             waiting: None,
@@ -193,6 +218,7 @@ impl Stream {
             state,
             level_at,
             in_flight: None,
+            altering: Vec::new(),
         };
         stream.cross(applied);
         stream
@@ -245,16 +271,23 @@ impl Stream {
                     return Ok(());
                 }
             }
+            if !holds
+                && self.is_level()
+                && let Some(paused) = self.paused.take()
+            {
+                self.receive(paused.chunk, paused.byte).await?;
+                continue;
+            }
             let full = self.memory() >= self.pipeline.budget.buffer;
             if full && self.in_flight.is_none() {
                 // What is left in memory belongs to transactions that are not complete.
                 self.spill()?;
             }
-            let reads = !(holds || full && self.in_flight.is_some());
+            let reads = !(holds || self.paused.is_some() || full && self.in_flight.is_some());
             let due = self.waiting.map(|w| w.since + self.options.flush_interval);
             tokio::select! {
                 chunk = self.wal.next(), if reads => match chunk? {
-                    Some(chunk) => self.receive(&chunk)?,
+                    Some(chunk) => self.receive(chunk, 0).await?,
                     None => return Err(Error::new(ErrorKind::Transient, "the source ended the replication stream")),
                 },
                 done = next_flush(&mut self.in_flight), if self.in_flight.is_some() => {
@@ -287,11 +320,21 @@ impl Stream {
 
     // --- receiving ---------------------------------------------------------------------------------------------------
 
-    fn receive(&mut self, chunk: &WalChunk) -> Result<()> {
-        for message in chunk.messages() {
+    /// Takes the messages from this byte on, up to one that has to wait.
+    async fn receive(&mut self, chunk: WalChunk, byte: usize) -> Result<()> {
+        let mut messages = chunk.messages_from(byte);
+        loop {
+            let byte = chunk.bytes() - messages.left();
+            let Some(message) = messages.next() else { return Ok(()) };
             match message? {
                 WalMessage::Data { payload, wal_start, .. } => {
-                    self.apply(payload).context(|| format!("WAL message at {wal_start}"))?;
+                    let at = || format!("WAL message at {wal_start}");
+                    if let Some(relation) = self.apply(payload).context(at)?
+                        && !self.describe(&relation).await.context(at)?
+                    {
+                        self.paused = Some(Paused { chunk, byte });
+                        return Ok(());
+                    }
                 }
                 WalMessage::Keepalive { wal_end, .. } if !self.in_transaction => {
                     self.received = self.received.max(wal_end);
@@ -300,17 +343,20 @@ impl Stream {
                 WalMessage::Keepalive { .. } => {}
             }
         }
-        Ok(())
     }
 
-    fn apply(&mut self, payload: &[u8]) -> Result<()> {
+    /// Takes a message. A relation that is not a block's is handed back: what it tells must be asked for.
+    fn apply(&mut self, payload: &[u8]) -> Result<Option<Relation>> {
         let (xid, message) = match self.streamed.in_block() {
             true => pgoutput::parse_in_block(payload)?,
             false => (0, pgoutput::parse(payload)?),
         };
         match message {
-            Message::Begin { final_lsn, .. } => {
+            Message::Begin { final_lsn, xid, .. } => {
                 self.in_transaction = true;
+                self.xid = xid;
+                // The position is a record's end, and this is where the commit record begins.
+                self.is_applied = final_lsn < self.applied;
                 self.all_before(final_lsn);
             }
             Message::Commit { end_lsn, commit_ts, .. } => self.commit(end_lsn, commit_ts),
@@ -319,7 +365,12 @@ impl Stream {
                 self.change((oid, xid), |builder, map| builder.update(map, old.as_ref(), &new))?;
             }
             Message::Delete { oid, old } => self.change((oid, xid), |builder, map| builder.delete(map, &old))?,
-            Message::Relation(relation) => self.relation(xid, &relation)?,
+            Message::Relation(relation) if self.streamed.in_block() => {
+                if let Some(table) = self.tables.get(&relation.oid).filter(|table| table.failed.is_none()) {
+                    self.streamed.relation(xid, table, &relation)?;
+                }
+            }
+            Message::Relation(relation) => return Ok(Some(relation)),
             // The message names each table that CASCADE reached; sequences, which RESTART IDENTITY sets back, are not in the lake.
             Message::Truncate { oids, .. } => {
                 for oid in oids {
@@ -341,7 +392,7 @@ impl Stream {
             Message::StreamAbort { xid, subxid } => self.streamed.abort(xid, subxid)?,
             Message::Origin | Message::Type | Message::Logical(_) => {}
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Transactions come in commit order: all that committed before this commit record were received.
@@ -350,24 +401,13 @@ impl Stream {
         self.cross(self.received);
     }
 
-    fn relation(&mut self, xid: u32, relation: &Relation) -> Result<()> {
-        let Some(table) = self.tables.get_mut(&relation.oid).filter(|table| table.failed.is_none()) else {
-            return Ok(());
-        };
-        if self.streamed.in_block() {
-            return self.streamed.relation(xid, table, relation);
-        }
-        match RelationMap::new(&table.table.layout, &table.source, relation) {
-            Ok(map) => table.relation = Some(map),
-            Err(error) => quarantine(table, error)?,
-        }
-        Ok(())
-    }
-
     fn truncate(&mut self, oid: u32, xid: u32) -> Result<()> {
         let Some(table) = self.tables.get_mut(&oid).filter(|table| table.failed.is_none()) else { return Ok(()) };
         if self.streamed.in_block() {
             return self.streamed.truncate((oid, xid), table);
+        }
+        if self.is_applied {
+            return Ok(());
         }
         if self.touched.last() != Some(&oid) {
             self.touched.push(oid);
@@ -383,6 +423,9 @@ impl Stream {
         let Some(table) = self.tables.get_mut(&oid).filter(|table| table.failed.is_none()) else { return Ok(()) };
         if self.streamed.in_block() {
             return self.streamed.change((oid, xid), table, append);
+        }
+        if self.is_applied {
+            return Ok(());
         }
         let Some(relation) = &table.relation else { return Err(undescribed(oid)) };
         if self.touched.last() != Some(&oid) {
@@ -421,6 +464,7 @@ impl Stream {
 
     fn commit(&mut self, end_lsn: Lsn, commit_ts: i64) {
         self.in_transaction = false;
+        self.is_applied = false;
         if self.boundary.is_some_and(|boundary| boundary < end_lsn) {
             self.cross(end_lsn);
         }
@@ -473,7 +517,8 @@ impl Stream {
             return cut.waiting.is_some();
         }
         let Some(waiting) = self.waiting else { return false };
-        waiting.since.elapsed() >= self.options.flush_interval
+        self.paused.is_some()
+            || waiting.since.elapsed() >= self.options.flush_interval
             || self.memory() >= self.pipeline.budget.buffer
             || self.options.until.is_some_and(|until| self.received >= until)
     }
@@ -485,8 +530,8 @@ impl Stream {
             None => self.waiting.take(),
         };
         let Some(waiting) = waiting else { return Ok(()) };
-        let mut logs = Vec::new();
-        for table in self.tables.values_mut().filter(|t| t.failed.is_none()) {
+        let (mut logs, mut alterations) = (Vec::new(), HashMap::new());
+        for (oid, table) in self.tables.iter_mut().filter(|(_, table)| table.failed.is_none()) {
             let events = if cut { std::mem::take(&mut table.cut) } else { table.committed };
             if events == 0 {
                 continue;
@@ -496,13 +541,16 @@ impl Stream {
             let mut log = std::mem::replace(&mut table.log, later);
             log.settle();
             logs.push((Arc::clone(&table.table), log));
+            alterations.extend(table.alteration.take().map(|alteration| (*oid, alteration)));
             table.committed -= events;
         }
+        self.altering = alterations.keys().copied().collect();
         let flush = Flush {
             follows: self.applied,
             lsn: waiting.lsn,
             commit_ts: Some(waiting.commit_ts),
             logs,
+            alterations,
             state: self.state,
             rows_of_a_key: RowsOfAKey::One,
         };
@@ -512,10 +560,13 @@ impl Stream {
 
     fn finish_flush(&mut self, flushed: Flushed) -> Result<()> {
         for oid in flushed.failed {
+            self.shared.remove(oid);
             if let Some(table) = self.tables.get_mut(&oid) {
                 table.fail(Failure::Recorded);
             }
         }
+        let altered = std::mem::take(&mut self.altering);
+        self.altered(&altered);
         failpoint("confirm");
         self.applied = flushed.lsn;
         self.advanced_at = Instant::now();
@@ -562,6 +613,7 @@ impl Stream {
         for table in self.tables.values_mut() {
             if let Some(Failure::New(error)) = &table.failed {
                 record_failure(&self.pipeline, &table.table, error, self.applied).await?;
+                self.shared.remove(table.table.oid);
                 table.failed = Some(Failure::Recorded);
             }
         }

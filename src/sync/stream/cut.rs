@@ -12,7 +12,7 @@ pub(super) struct Cut {
     pub(super) waiting: Option<Waiting>,
 }
 
-impl Stream {
+impl Stream<'_> {
     /// Takes note of what somebody else wants of this stream; says whether it must not read now.
     pub(super) fn mind_wish(&mut self) -> bool {
         match self.options.boundary.wish() {

@@ -1,0 +1,184 @@
+//! Changes of a table's columns while `sync` runs: the lake has the new columns in the version that brings the first rows which need
+//! them, earlier versions keep theirs, and nothing is copied again.
+
+use std::time::Duration;
+
+use crate::lab::{CatalogKind, Combination, Running, StoreKind, assert_equal, wait_for};
+use crate::scenario::{Files, Scenario};
+
+const TABLES: &str = "[sync]\nflush_interval = \"50ms\"\n[compact]\ninterval = \"1s\"\nmin_files = 3\n[[tables]]\nsource = \"public.*\"\n";
+const POSTGRES: Combination = Combination { catalog: CatalogKind::Postgres, store: StoreKind::Local };
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// A table with a column dropped before its key, and one that must not notice.
+fn streaming(name: &str, combination: Combination) -> Scenario<'static> {
+    let scenario = Scenario::new(name, combination, TABLES);
+    scenario.source.execute(
+        "CREATE TABLE t (gone int, id int PRIMARY KEY, a int, b int, n numeric(10,2), v varchar(10), large text); \
+         ALTER TABLE t DROP COLUMN gone; ALTER TABLE t ALTER large SET STORAGE EXTERNAL; \
+         INSERT INTO t SELECT i, i, -i, i / 7.0, 'v' || i, repeat(md5(i::text), 100) FROM generate_series(1, 500) i; \
+         CREATE TABLE other (id int PRIMARY KEY, v text); INSERT INTO other SELECT i, 'v' FROM generate_series(1, 50) i",
+    );
+    scenario.duckpipe.sync_once().expect(0);
+    scenario
+}
+
+/// Runs the change, then rows that need it, and waits until the lake is equal.
+#[track_caller]
+fn follows(scenario: &Scenario<'_>, sync: &mut Running<'_>, change: &str, rows: &str) {
+    scenario.source.execute("UPDATE t SET a = a + 1 WHERE id <= 3; UPDATE other SET v = v || '.' WHERE id = 1");
+    scenario.source.execute(change);
+    scenario.source.execute(rows);
+    let status = sync.wait_for_lsn(scenario.source.lsn(), MINUTE);
+    assert!(status.all("streaming"), "{change}: {}", status.0);
+    let finished = scenario.duckpipe.run(&["validate"]).expect(0);
+    assert!(finished.stdout.contains("public.t"), "{}", finished.output());
+}
+
+fn every_change(combination: Combination) {
+    let scenario = streaming(&format!("schema_all_{}", combination.name()), combination);
+    let copied = scenario.duckpipe.status().table("public.t")["rows_copied"].clone();
+    let first = scenario.lake.open_native().versions().last().unwrap().id;
+    let at_first = format!("SELECT * FROM lake.public.t AT (VERSION => {first}) ORDER BY id");
+    let before = scenario.lake.open_native().rows(&at_first);
+    let mut sync = scenario.duckpipe.sync();
+    sync.wait_until("the stream", MINUTE, |status| status.all("streaming"));
+
+    for (change, rows) in [
+        // Rows that are there show a constant default, without being written.
+        (
+            "ALTER TABLE t ADD i int NOT NULL DEFAULT 7, ADD none text, ADD words text DEFAULT 'it''s', ADD d numeric(6,3) DEFAULT 1.5, \
+             ADD at timestamptz DEFAULT '2024-02-29 12:00:00.5+00', ADD yes boolean DEFAULT true, ADD f float8 DEFAULT -0.1, \
+             ADD u uuid DEFAULT '6e0cf3e4-2b6d-4b5b-9d3f-0a1b2c3d4e5f', ADD day date DEFAULT '1999-12-31', ADD tags text[]",
+            "UPDATE t SET none = 'some', tags = '{x,NULL}' WHERE id BETWEEN 10 AND 20; DELETE FROM t WHERE id = 4; \
+             INSERT INTO t (id, v) VALUES (1000, 'new')",
+        ),
+        ("ALTER TABLE t DROP COLUMN b", "INSERT INTO t (id, v) VALUES (1001, 'without b')"),
+        ("ALTER TABLE t RENAME a TO c; ALTER TABLE t RENAME i TO a", "UPDATE t SET c = 5, a = 6 WHERE id = 30"),
+        // Two that take each other's names: the message looks as before, but for the order.
+        (
+            "BEGIN; ALTER TABLE t RENAME a TO x; ALTER TABLE t RENAME c TO a; ALTER TABLE t RENAME x TO c; COMMIT",
+            "UPDATE t SET a = 55, c = 66 WHERE id IN (30, 31)",
+        ),
+        // The name of one that goes, with another type.
+        (
+            "BEGIN; ALTER TABLE t DROP COLUMN words; ALTER TABLE t ADD words int DEFAULT 3; COMMIT",
+            "UPDATE t SET words = 4 WHERE id = 40",
+        ),
+        // Its name and its type: the one that goes was not the last.
+        ("ALTER TABLE t DROP a; ALTER TABLE t ADD a int", "UPDATE t SET a = 44 WHERE id = 41"),
+        (
+            "ALTER TABLE t ALTER n TYPE numeric(14,2), ALTER v TYPE varchar(50)",
+            "UPDATE t SET n = 123456789012.34, v = repeat('w', 40) WHERE id = 50",
+        ),
+        ("ALTER TABLE t ALTER v TYPE text, ALTER d DROP DEFAULT", "UPDATE t SET v = repeat('x', 500) WHERE id = 51"),
+        // In one transaction with the first rows that need it.
+        (
+            "BEGIN; ALTER TABLE t ADD late int DEFAULT 1; UPDATE t SET late = 2 WHERE id < 10; COMMIT",
+            "UPDATE t SET v = 'x' WHERE id = 52",
+        ),
+    ] {
+        follows(&scenario, &mut sync, change, rows);
+    }
+    // Values that an UPDATE leaves where they are come from rows that are older than all this.
+    scenario
+        .source
+        .execute("UPDATE t SET id = id + 10000 WHERE id BETWEEN 100 AND 120; UPDATE t SET a = 0 WHERE id > 450");
+    let status = sync.wait_for_lsn(scenario.source.lsn(), MINUTE);
+    assert_eq!(status.table("public.t")["rows_copied"], copied, "something was copied again");
+    sync.terminate().expect(0);
+
+    // Whoever starts anew finds the columns as they are, wherever the last change of them was interrupted after its commit.
+    scenario.converge(&["public.t", "public.other"]);
+    let native = scenario.lake.open_native();
+    assert_eq!(native.rows(&at_first), before, "the past keeps its columns");
+    Files::read(&scenario.lake, &native).assert_no_orphans();
+    drop(native);
+    scenario.duckpipe.run(&["validate", "--files"]).expect(0);
+    scenario.duckpipe.run(&["compact"]).expect(0);
+    let native = scenario.lake.open_native();
+    assert_eq!(native.rows(&at_first), before, "the past keeps its columns over a compaction");
+    assert_equal(&scenario.source, &native, "public.t");
+    drop(native);
+    scenario.duckpipe.run(&["validate", "--files"]).expect(0);
+    killed(&scenario);
+}
+
+/// Dies after the commit that changes columns: the next start neither repeats nor misses them.
+fn killed(scenario: &Scenario<'_>) {
+    let mut sync = scenario.duckpipe.start_with(&["sync"], &[("DUCKPIPE_FAILPOINT", "commit_after")]);
+    sync.wait_until("the stream", MINUTE, |status| status.all("streaming"));
+    scenario.source.execute("ALTER TABLE t ADD last int DEFAULT 9");
+    scenario.source.execute("UPDATE t SET last = 10 WHERE id = 60");
+    assert_eq!(sync.wait(MINUTE).code, None, "not killed");
+    scenario.converge(&["public.t", "public.other"]);
+}
+
+#[test]
+fn every_change_duckdb_local() {
+    every_change(Combination::EMBEDDED);
+}
+
+#[test]
+fn every_change_postgres_local() {
+    every_change(POSTGRES);
+}
+
+/// What the WAL and the catalog do not tell stops the table, with what happened, and nothing is guessed.
+#[test]
+fn what_can_not_be_told_stops_the_table() {
+    for (number, (change, words)) in [
+        ("ALTER TABLE t ALTER a TYPE bigint; UPDATE t SET a = 5000000000 WHERE id = 1", "written anew"),
+        ("ALTER TABLE t ADD r float8 DEFAULT random(); UPDATE t SET r = 1 WHERE id = 1", "written anew"),
+        ("ALTER TABLE t DROP large; ALTER TABLE t ADD large text; UPDATE t SET large = 'x' WHERE id = 1", "its name"),
+        ("ALTER TABLE t ADD tags int[] DEFAULT '{1}'; UPDATE t SET tags = '{2}' WHERE id = 1", "list"),
+        (
+            "BEGIN; UPDATE t SET a = 0 WHERE id = 1; ALTER TABLE t ADD x int; UPDATE t SET x = 1 WHERE id = 2; COMMIT",
+            "one transaction",
+        ),
+        ("ALTER TABLE t DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (id, v); UPDATE t SET a = 1 WHERE id = 1", "key"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let scenario = streaming(&format!("schema_unclear_{number}"), Combination::EMBEDDED);
+        // Few rows, so that what writes them anew does not come in blocks.
+        scenario.source.execute("DELETE FROM t WHERE id BETWEEN 3 AND 498; UPDATE t SET large = NULL");
+        let mut sync = scenario.duckpipe.sync();
+        sync.wait_until("the stream", MINUTE, |status| status.all("streaming"));
+        scenario.source.execute(change);
+        scenario.source.execute("UPDATE other SET v = 'after'");
+        let lsn = scenario.source.lsn();
+        let status = sync.wait_until("the other table goes on", MINUTE, |status| {
+            status.state("public.t") == "errored" && status.applied_lsn() >= Some(lsn)
+        });
+        let error = status.table("public.t")["error"].as_str().unwrap_or_default().to_owned();
+        assert!(error.contains(words) && error.contains("--resnapshot"), "{change}: {error}");
+        stays_stopped(&scenario, &mut sync);
+        sync.terminate().expect(0);
+        assert_equal(&scenario.source, &scenario.lake.open_native(), "public.other");
+        scenario.resnapshot(&["public.t", "public.other"]);
+    }
+}
+
+/// A connection that breaks brings no stopped table back: its changes were passed over.
+fn stays_stopped(scenario: &Scenario<'_>, sync: &mut Running<'_>) {
+    let walsender = format!("SELECT active_pid FROM pg_replication_slots WHERE slot_name = '{}'", scenario.slot());
+    let before = scenario.source.text(&walsender);
+    scenario.source.execute(&format!("SELECT pg_terminate_backend({before})"));
+    wait_for(
+        "another connection",
+        MINUTE,
+        || {
+            (!["", &before]
+                .contains(&scenario.source.text(&format!("SELECT coalesce(({walsender})::text, '')")).as_str()))
+            .then_some(())
+        },
+        String::new,
+    );
+    scenario.source.execute("DELETE FROM t WHERE id = 499; UPDATE other SET v = 'and on'");
+    let lsn = scenario.source.lsn();
+    let status = sync.wait_until("the other table goes on", MINUTE, |status| status.applied_lsn() >= Some(lsn));
+    assert_eq!(status.state("public.t"), "errored", "{}", status.0);
+    assert_eq!(status.state("public.other"), "streaming", "{}", status.0);
+}
