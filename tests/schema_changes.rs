@@ -131,6 +131,12 @@ fn what_can_not_be_told_stops_the_table() {
         ("ALTER TABLE t ALTER a TYPE bigint; UPDATE t SET a = 5000000000 WHERE id = 1", "written anew"),
         ("ALTER TABLE t ADD r float8 DEFAULT random(); UPDATE t SET r = 1 WHERE id = 1", "written anew"),
         ("ALTER TABLE t DROP large; ALTER TABLE t ADD large text; UPDATE t SET large = 'x' WHERE id = 1", "its name"),
+        // The first rows come in blocks.
+        (
+            "BEGIN; ALTER TABLE t DROP large; ALTER TABLE t ADD large text; COMMIT; \
+             INSERT INTO t (id, large) SELECT i, md5(i::text) FROM generate_series(5000, 9000) i",
+            "its name",
+        ),
         ("ALTER TABLE t ADD tags int[] DEFAULT '{1}'; UPDATE t SET tags = '{2}' WHERE id = 1", "list"),
         (
             "BEGIN; UPDATE t SET a = 0 WHERE id = 1; ALTER TABLE t ADD x int; UPDATE t SET x = 1 WHERE id = 2; COMMIT",

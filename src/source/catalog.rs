@@ -48,14 +48,33 @@ pub async fn describe_table(
     name: &TableName,
     publication: Option<&str>,
 ) -> Result<Option<SourceTable>> {
+    describe(session, name, publication, true).await
+}
+
+/// As [`describe_table`], but for the size, which is left at 0 pages: whoever measures a table waits for whoever has locked it.
+pub async fn describe_definition(
+    session: &Session,
+    name: &TableName,
+    publication: &str,
+) -> Result<Option<SourceTable>> {
+    describe(session, name, Some(publication), false).await
+}
+
+async fn describe(
+    session: &Session,
+    name: &TableName,
+    publication: Option<&str>,
+    measured: bool,
+) -> Result<Option<SourceTable>> {
     const WHAT: &str = "Reading the table's definition";
     let failed = |error| from_client(error, WHAT).context(name.to_string());
     let client = session.client();
     let query = "SELECT c.oid, c.relreplident::text, c.reltuples::int8, \
-                 coalesce(pg_relation_size(c.oid) / current_setting('block_size')::int8, 0), c.relfilenode \
+                 CASE WHEN $3 THEN coalesce(pg_relation_size(c.oid) / current_setting('block_size')::int8, 0) ELSE 0 END, \
+                 c.relfilenode \
                  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
                  WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind = 'r' AND c.relpersistence = 'p'";
-    let Some(row) = client.query_opt(query, &[&name.schema, &name.table]).await.map_err(failed)? else {
+    let Some(row) = client.query_opt(query, &[&name.schema, &name.table, &measured]).await.map_err(failed)? else {
         return Ok(None);
     };
     let oid: Oid = row.get(0);

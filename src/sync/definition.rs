@@ -25,6 +25,9 @@ use crate::source::table::{SourceColumn, SourceTable};
 /// How long a transaction may take from its commit record to being seen.
 const VISIBLE_WITHIN: Duration = Duration::from_secs(30);
 
+/// What neither the WAL nor the catalog can tell apart from no change at all, by its looks.
+const REPLACED: &str = "a column was dropped, and another one of its name and type added in its place";
+
 /// Asks the source how its tables are defined.
 pub struct Definitions<'a> {
     /// A session of its own, beside the stream.
@@ -76,9 +79,7 @@ impl Definitions<'_> {
             // The message is older than the definition, which will be described in its turn.
             (Ok(map), None) => Ok(Described::Same(map, known.clone())),
             (Ok(map), Some((source, ..))) if attnums(&source).eq(attnums(known)) => Ok(Described::Same(map, source)),
-            (Ok(_), Some(_)) => {
-                Err(unclear(known, "a column was dropped, and another one of its name and type added in its place"))
-            }
+            (Ok(_), Some(_)) => Err(unclear(known, REPLACED)),
             (Err(error), None) => Err(error),
             (Err(_), Some((source, layout, relation))) => {
                 let next = lake.next_column_id(table.lake.table_id).await?;
@@ -102,6 +103,23 @@ impl Definitions<'_> {
         }
     }
 
+    /// A table that a transaction described as it was known is that still, or has changed since then.
+    ///
+    /// # Errors
+    /// As [`Definitions::judge`].
+    pub async fn verify(&self, known: &SourceTable, xid: u32) -> Result<()> {
+        self.wait_until_visible(xid).await?;
+        let Some((source, _)) = self.now(known).await? else { return Ok(()) };
+        let looks = |table: &SourceTable| {
+            let columns = table.columns.iter();
+            columns.map(|column| (column.name.clone(), column.pg_type.oid, column.pg_type.typmod)).collect::<Vec<_>>()
+        };
+        match looks(&source) == looks(known) && !attnums(&source).eq(attnums(known)) {
+            true => Err(unclear(known, REPLACED)),
+            false => Ok(()),
+        }
+    }
+
     /// The WAL tells of a commit before other sessions see it. Whoever changed the table before held a lock on it until they did.
     async fn wait_until_visible(&self, xid: u32) -> Result<()> {
         let begun = Instant::now();
@@ -117,8 +135,8 @@ impl Definitions<'_> {
 
     /// The table as the catalog has it; `None` where that is not the table any more, or can't be followed.
     async fn now(&self, known: &SourceTable) -> Result<Option<(SourceTable, TableLayout)>> {
-        let publication = Some(self.config.source.publication.as_str());
-        let found = catalog::describe_table(self.session, &known.name, publication).await?;
+        let publication = &self.config.source.publication;
+        let found = catalog::describe_definition(self.session, &known.name, publication).await?;
         let Some(source) = found.filter(|found| found.oid == known.oid) else { return Ok(None) };
         let Some(selected) = selection_of(&self.config.tables, &known.name) else { return Ok(None) };
         let forced = |column: &str| selected.text_columns.contains(column);

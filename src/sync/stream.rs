@@ -6,6 +6,7 @@
 mod columns;
 mod cut;
 mod flight;
+mod flushing;
 mod streamed;
 
 use std::path::Path;
@@ -16,7 +17,7 @@ use hashbrown::HashMap;
 use tokio::sync::watch;
 
 use crate::batch::change::ChangeBuilder;
-use crate::batch::pgoutput::{self, Message, Relation};
+use crate::batch::pgoutput::{self, Message};
 use crate::batch::relation::RelationMap;
 use crate::batch::value_error::OnUnrepresentable;
 use crate::error::{Error, ErrorKind, Result, ResultExt};
@@ -28,14 +29,14 @@ use crate::source::wal_stream::{WalChunk, WalMessage, WalStream};
 use super::boundary::Boundary;
 use super::change_log::ChangeLog;
 use super::definition::Definitions;
-use super::failpoint::failpoint;
-use super::flush::{Flush, RowsOfAKey, SyncTable};
+use super::flush::SyncTable;
 use super::pipeline::Pipeline;
-use columns::Paused;
 pub use columns::SharedTables;
+use columns::{Asks, Paused};
 use cut::Cut;
 pub use flight::explain;
-use flight::{Flight, Flushed, joined, next_flush, record_failure};
+use flight::{Flight, joined, next_flush};
+use flushing::STOP_PATIENCE;
 use streamed::Streamed;
 
 /// How a stream is to run.
@@ -52,16 +53,12 @@ pub struct StreamOptions {
     pub attempts: Option<u32>,
 }
 
-/// Idle positions are written to the catalog at most this often.
-const ADVANCE_INTERVAL: Duration = Duration::from_secs(10);
 /// How often progress is brought up to date, and the server asked for its position when a run waits for one.
 const TICK: Duration = Duration::from_millis(200);
 /// Events that a builder holds before they become a batch.
 const BATCH_EVENTS: usize = 65_536;
 /// Bytes that a builder holds before they become a batch.
 const BATCH_BYTES: usize = 4 << 20;
-/// How long a flush may take after the process was told to stop.
-const STOP_PATIENCE: Duration = Duration::from_secs(12);
 
 /// One table in the stream.
 struct StreamTable {
@@ -329,11 +326,14 @@ impl<'a> Stream<'a> {
             match message? {
                 WalMessage::Data { payload, wal_start, .. } => {
                     let at = || format!("WAL message at {wal_start}");
-                    if let Some(relation) = self.apply(payload).context(at)?
-                        && !self.describe(&relation).await.context(at)?
-                    {
-                        self.paused = Some(Paused { chunk, byte });
-                        return Ok(());
+                    match self.apply(payload).context(at)? {
+                        Asks::Nothing => {}
+                        Asks::Committed(xid, oids) => self.verify(xid, &oids).await.context(at)?,
+                        Asks::Relation(relation) if self.describe(&relation).await.context(at)? => {}
+                        Asks::Relation(_) => {
+                            self.paused = Some(Paused { chunk, byte });
+                            return Ok(());
+                        }
                     }
                 }
                 WalMessage::Keepalive { wal_end, .. } if !self.in_transaction => {
@@ -345,8 +345,8 @@ impl<'a> Stream<'a> {
         }
     }
 
-    /// Takes a message. A relation that is not a block's is handed back: what it tells must be asked for.
-    fn apply(&mut self, payload: &[u8]) -> Result<Option<Relation>> {
+    /// Takes a message; says what of it is to be asked for at the source.
+    fn apply(&mut self, payload: &[u8]) -> Result<Asks> {
         let (xid, message) = match self.streamed.in_block() {
             true => pgoutput::parse_in_block(payload)?,
             false => (0, pgoutput::parse(payload)?),
@@ -370,7 +370,7 @@ impl<'a> Stream<'a> {
                     self.streamed.relation(xid, table, &relation)?;
                 }
             }
-            Message::Relation(relation) => return Ok(Some(relation)),
+            Message::Relation(relation) => return Ok(Asks::Relation(relation)),
             // The message names each table that CASCADE reached; sequences, which RESTART IDENTITY sets back, are not in the lake.
             Message::Truncate { oids, .. } => {
                 for oid in oids {
@@ -387,12 +387,12 @@ impl<'a> Stream<'a> {
             }
             Message::StreamCommit { xid, commit_lsn, end_lsn, commit_ts } => {
                 self.all_before(commit_lsn);
-                self.commit_streamed(xid, end_lsn, commit_ts)?;
+                return Ok(Asks::Committed(xid, self.commit_streamed(xid, end_lsn, commit_ts)?));
             }
             Message::StreamAbort { xid, subxid } => self.streamed.abort(xid, subxid)?,
             Message::Origin | Message::Type | Message::Logical(_) => {}
         }
-        Ok(None)
+        Ok(Asks::Nothing)
     }
 
     /// Transactions come in commit order: all that committed before this commit record were received.
@@ -439,9 +439,10 @@ impl<'a> Stream<'a> {
         Ok(())
     }
 
-    /// What came in blocks takes its place behind everything that committed before.
-    fn commit_streamed(&mut self, xid: u32, end_lsn: Lsn, commit_ts: i64) -> Result<()> {
+    /// What came in blocks takes its place behind everything that committed before. Returns the tables that it described anew.
+    fn commit_streamed(&mut self, xid: u32, end_lsn: Lsn, commit_ts: i64) -> Result<Vec<u32>> {
         let tables = self.streamed.take(xid)?;
+        let mut described = Vec::new();
         // An applied transaction may come again after a reconnect.
         let applied = end_lsn <= self.applied;
         for (oid, mut streamed) in tables {
@@ -449,6 +450,9 @@ impl<'a> Stream<'a> {
             let failure = streamed.failure();
             if let Some(relation) = streamed.seen() {
                 table.relation = Some(relation);
+                if !applied {
+                    described.push(oid);
+                }
             }
             if let Some(error) = failure.filter(|_| !applied) {
                 quarantine(table, error)?;
@@ -459,7 +463,7 @@ impl<'a> Stream<'a> {
             }
         }
         self.commit(end_lsn, commit_ts);
-        Ok(())
+        Ok(described)
     }
 
     fn commit(&mut self, end_lsn: Lsn, commit_ts: i64) {
@@ -508,149 +512,6 @@ impl<'a> Stream<'a> {
             tokio::task::block_in_place(|| table.log.spill(directory))?;
         }
         self.streamed.spill(directory)
-    }
-
-    // --- flushing ----------------------------------------------------------------------------------------------------
-
-    fn flush_is_due(&self) -> bool {
-        if let Some(cut) = &self.cut {
-            return cut.waiting.is_some();
-        }
-        let Some(waiting) = self.waiting else { return false };
-        self.paused.is_some()
-            || waiting.since.elapsed() >= self.options.flush_interval
-            || self.memory() >= self.pipeline.budget.buffer
-            || self.options.until.is_some_and(|until| self.received >= until)
-    }
-
-    fn start_flush(&mut self) -> Result<()> {
-        let cut = self.cut.is_some();
-        let waiting = match &mut self.cut {
-            Some(cut) => cut.waiting.take(),
-            None => self.waiting.take(),
-        };
-        let Some(waiting) = waiting else { return Ok(()) };
-        let (mut logs, mut alterations) = (Vec::new(), HashMap::new());
-        for (oid, table) in self.tables.iter_mut().filter(|(_, table)| table.failed.is_none()) {
-            let events = if cut { std::mem::take(&mut table.cut) } else { table.committed };
-            if events == 0 {
-                continue;
-            }
-            table.seal()?;
-            let later = table.log.split_off(events);
-            let mut log = std::mem::replace(&mut table.log, later);
-            log.settle();
-            logs.push((Arc::clone(&table.table), log));
-            alterations.extend(table.alteration.take().map(|alteration| (*oid, alteration)));
-            table.committed -= events;
-        }
-        self.altering = alterations.keys().copied().collect();
-        let flush = Flush {
-            follows: self.applied,
-            lsn: waiting.lsn,
-            commit_ts: Some(waiting.commit_ts),
-            logs,
-            alterations,
-            state: self.state,
-            rows_of_a_key: RowsOfAKey::One,
-        };
-        self.in_flight = Some(Flight::begin(Arc::clone(&self.pipeline), flush, self.options.attempts));
-        Ok(())
-    }
-
-    fn finish_flush(&mut self, flushed: Flushed) -> Result<()> {
-        for oid in flushed.failed {
-            self.shared.remove(oid);
-            if let Some(table) = self.tables.get_mut(&oid) {
-                table.fail(Failure::Recorded);
-            }
-        }
-        let altered = std::mem::take(&mut self.altering);
-        self.altered(&altered);
-        failpoint("confirm");
-        self.applied = flushed.lsn;
-        self.advanced_at = Instant::now();
-        // Shown first: nobody may see the slot ahead of what the lake is said to hold.
-        self.pipeline.progress.applied(flushed.lsn);
-        self.pipeline.progress.committed();
-        self.wal.confirm(flushed.lsn);
-        Ok(())
-    }
-
-    fn advance_is_due(&self) -> bool {
-        let idle = self.waiting.is_none() && self.cut.is_none() && self.received > self.applied;
-        let reached = self.options.until.is_some_and(|until| self.received >= until)
-            || self.state == TableState::Catchup && self.received >= self.level_at;
-        idle && (reached || self.advanced_at.elapsed() >= ADVANCE_INTERVAL)
-    }
-
-    /// Takes over the position of a source that has nothing for this pipeline.
-    async fn advance(&mut self) -> Result<()> {
-        self.advance_to(self.received).await
-    }
-
-    async fn advance_to(&mut self, position: Lsn) -> Result<()> {
-        self.pipeline.lake.advance(&self.pipeline.fence, position).await?;
-        self.applied = position;
-        self.advanced_at = Instant::now();
-        self.pipeline.progress.applied(position);
-        self.wal.confirm(position);
-        Ok(())
-    }
-
-    async fn finish_catchup(&mut self) -> Result<()> {
-        self.pipeline.lake.finish_catchup(&self.pipeline.fence).await?;
-        self.state = TableState::Streaming;
-        for table in self.tables.values().filter(|t| t.failed.is_none()) {
-            table.table.progress.set_state(TableState::Streaming);
-        }
-        self.pipeline.progress.applied(self.applied);
-        Ok(())
-    }
-
-    /// A stopped table must be known to the catalog before a position is confirmed that lies past its lost changes.
-    async fn record_failures(&mut self) -> Result<()> {
-        for table in self.tables.values_mut() {
-            if let Some(Failure::New(error)) = &table.failed {
-                record_failure(&self.pipeline, &table.table, error, self.applied).await?;
-                self.shared.remove(table.table.oid);
-                table.failed = Some(Failure::Recorded);
-            }
-        }
-        Ok(())
-    }
-
-    /// Flushes the complete transactions and drops the open one.
-    async fn wind_up(&mut self) -> Result<()> {
-        let patience = tokio::time::sleep(STOP_PATIENCE);
-        tokio::pin!(patience);
-        loop {
-            if self.in_flight.is_none() {
-                self.record_failures().await?;
-                if self.cut.is_some_and(|cut| cut.waiting.is_none()) {
-                    self.cut = None;
-                }
-                if self.cut.is_some() || self.waiting.is_some() {
-                    self.start_flush()?;
-                }
-            }
-            let Some(flush) = self.in_flight.as_mut() else { break };
-            tokio::select! {
-                done = &mut flush.0 => {
-                    self.in_flight = None;
-                    self.finish_flush(joined(done)?)?;
-                }
-                () = &mut patience => {
-                    tracing::warn!("stopped before the last flush was done; the next start applies it");
-                    self.in_flight = None;
-                    return Ok(());
-                }
-            }
-        }
-        if self.received > self.applied {
-            self.advance().await?;
-        }
-        Ok(())
     }
 }
 

@@ -22,6 +22,15 @@ pub(super) struct Paused {
     pub(super) byte: usize,
 }
 
+/// What a message tells that the source's catalog must be asked about.
+pub(super) enum Asks {
+    Nothing,
+    /// A table as the next changes see it.
+    Relation(Relation),
+    /// A transaction that came in blocks committed, and described these tables, which look as they did.
+    Committed(u32, Vec<u32>),
+}
+
 /// A pipeline's tables as the lake holds them, over all its connections.
 pub struct SharedTables(Mutex<Vec<(Arc<SyncTable>, SourceTable)>>);
 
@@ -76,6 +85,17 @@ impl Stream<'_> {
             Err(error) => quarantine(table, error)?,
         }
         Ok(true)
+    }
+
+    /// Tables that look as they did may have other columns for all that.
+    pub(super) async fn verify(&mut self, xid: u32, oids: &[u32]) -> Result<()> {
+        for oid in oids {
+            let Some(table) = self.tables.get_mut(oid).filter(|table| table.failed.is_none()) else { continue };
+            if let Err(error) = self.definitions.verify(&table.source, xid).await {
+                quarantine(table, error)?;
+            }
+        }
+        Ok(())
     }
 
     fn change_columns(&mut self, changed: Changed) {
