@@ -30,7 +30,7 @@ const REPLACED: &str = "a column was dropped, and another one of its name and ty
 
 /// Asks the source how its tables are defined.
 pub struct Definitions<'a> {
-    /// A session of its own, beside the stream.
+    /// A session beside the stream.
     pub session: &'a Session,
     /// Which columns enter the lake, and how.
     pub config: &'a Config,
@@ -72,10 +72,12 @@ impl Definitions<'_> {
         self.wait_until_visible(xid).await?;
         let as_known = RelationMap::new(&table.layout, known, relation);
         let now = self.now(known).await?;
+        let replaced = now.as_ref().is_some_and(|(source, _)| is_replaced(known, source));
         let fits = |(source, layout): (SourceTable, TableLayout)| {
             RelationMap::new(&layout, &source, relation).ok().map(|map| (source, layout, map))
         };
         match (as_known, now.and_then(fits)) {
+            (Ok(_), _) if replaced => Err(unclear(known, REPLACED)),
             // The message is older than the definition, which will be described in its turn.
             (Ok(map), None) => Ok(Described::Same(map, known.clone())),
             (Ok(map), Some((source, ..))) if attnums(&source).eq(attnums(known)) => Ok(Described::Same(map, source)),
@@ -110,11 +112,7 @@ impl Definitions<'_> {
     pub async fn verify(&self, known: &SourceTable, xid: u32) -> Result<()> {
         self.wait_until_visible(xid).await?;
         let Some((source, _)) = self.now(known).await? else { return Ok(()) };
-        let looks = |table: &SourceTable| {
-            let columns = table.columns.iter();
-            columns.map(|column| (column.name.clone(), column.pg_type.oid, column.pg_type.typmod)).collect::<Vec<_>>()
-        };
-        match looks(&source) == looks(known) && !attnums(&source).eq(attnums(known)) {
+        match is_replaced(known, &source) {
             true => Err(unclear(known, REPLACED)),
             false => Ok(()),
         }
@@ -152,6 +150,17 @@ impl Definitions<'_> {
 
 fn attnums(table: &SourceTable) -> impl Iterator<Item = i16> {
     table.columns.iter().map(|column| column.attnum)
+}
+
+/// Whether a message that looks like `known` may be of a time when other columns stood in the place of some: columns come in the order
+/// of their attnums, so these were the last ones. What they are called since then does not matter.
+fn is_replaced(known: &SourceTable, source: &SourceTable) -> bool {
+    let has = |table: &SourceTable, attnum: i16| table.columns.iter().any(|column| column.attnum == attnum);
+    let stay = known.columns.iter().take_while(|column| has(source, column.attnum)).count();
+    let gone = &known.columns[stay..];
+    let looks = |column: &SourceColumn| (column.pg_type.oid, column.pg_type.typmod);
+    let came: Vec<(u32, i32)> = source.columns.iter().filter(|column| !has(known, column.attnum)).map(looks).collect();
+    !gone.is_empty() && gone.iter().all(|column| !has(source, column.attnum) && came.contains(&looks(column)))
 }
 
 fn unclear(table: &SourceTable, why: &str) -> Error {
@@ -352,6 +361,21 @@ mod tests {
         assert!(refused(&|t| t.columns.push(word.clone())).contains("no text"));
         let nan = column("n", "numeric(4,1)", Some("NaN"));
         assert!(refused(&|t| t.columns.push(nan.clone())).contains("NaN"));
+    }
+
+    #[test]
+    fn what_looks_the_same_may_be_another_column() {
+        let before = source(&[(1, "id", "int4"), (2, "a", "int4"), (3, "b", "text")]);
+        let replaced = |columns: &[(i16, &str, &str)]| is_replaced(&before, &source(columns));
+        assert!(replaced(&[(1, "id", "int4"), (2, "a", "int4"), (4, "b", "text")]));
+        // It has another name since, and one more stands behind it.
+        assert!(replaced(&[(1, "id", "int4"), (2, "a", "int4"), (4, "c", "text"), (5, "d", "int4")]));
+        assert!(replaced(&[(1, "id", "int4"), (4, "a", "int4"), (5, "b", "text")]));
+        // Another type; in the place of one that was not the last; only gone; only new.
+        assert!(!replaced(&[(1, "id", "int4"), (2, "a", "int4"), (4, "b", "int4")]));
+        assert!(!replaced(&[(1, "id", "int4"), (3, "b", "text"), (4, "a", "int4")]));
+        assert!(!replaced(&[(1, "id", "int4"), (2, "a", "int4")]));
+        assert!(!replaced(&[(1, "id", "int4"), (2, "a", "int4"), (3, "b", "text"), (4, "c", "text")]));
     }
 
     /// Under its new name the configuration does not exclude it any more.
