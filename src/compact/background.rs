@@ -79,24 +79,12 @@ async fn run(
             // The files of a rewrite that was begun are removed by the next pass, in whichever process.
             _ = stop.wait_for(|stop| *stop) => return,
         };
-        give_memory_back();
         match (answer, report) {
             // Nobody may wait any more.
             (Some(answer), report) => drop(answer.send(report)),
             (None, Err(error)) => tracing::warn!(%error, "compaction failed; it is tried again"),
             (None, Ok(_)) => {}
         }
-    }
-}
-
-/// glibc keeps what threads freed, some tens of MB for each of them. (Measured in a soak on a Postgres catalog and a bucket: of 700 MB
-/// that stayed resident after half an hour, 320 were free.)
-fn give_memory_back() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: it takes any number, may be called by any thread, and moves nothing that is in use.
-    #[allow(unsafe_code)]
-    unsafe {
-        libc::malloc_trim(0);
     }
 }
 

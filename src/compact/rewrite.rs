@@ -38,8 +38,6 @@ use crate::plan::{Room, rows_of};
 const ROW_GROUP_ROWS: usize = 122_880;
 /// The most rows of a batch; of wide rows a batch holds fewer.
 const BATCH_ROWS: usize = 8192;
-/// How many batches are read ahead of the writing.
-const AHEAD: usize = 8;
 /// Dead rows with the snapshots that deleted them.
 type Deaths = Vec<(u64, i64)>;
 
@@ -73,6 +71,11 @@ impl Resources {
         // What a merge reserves has a least size: of little memory it needs more.
         let share = (self.memory / 10 * 3).max((self.memory / 5 * 2).min(4 << 20));
         usize::try_from(share).unwrap_or(usize::MAX)
+    }
+
+    /// Bytes that are read ahead of the writing: as many as it encodes at once.
+    fn ahead(&self) -> usize {
+        usize::try_from(self.memory / 64).unwrap_or(usize::MAX).min(8 << 20)
     }
 
     fn row_group(&self) -> usize {
@@ -219,9 +222,10 @@ pub async fn rewrite(job: Job, resources: &Resources) -> Result<Rewritten> {
     let sources = open(&job).await?;
     let rows: u64 = sources.iter().map(|(source, _)| source.kept()).sum();
     let row_bytes = sources.iter().map(|(_, reader)| reader.row_bytes()).max().unwrap_or_default();
+    let row_bytes = usize::try_from(row_bytes).unwrap_or(usize::MAX).max(1);
     // A batch of each input of a merge must fit the pool.
-    let batch_rows =
-        (resources.sort_pool() / 64 / usize::try_from(row_bytes).unwrap_or(usize::MAX).max(1)).clamp(16, BATCH_ROWS);
+    let batch_rows = (resources.sort_pool() / 64 / row_bytes).clamp(16, BATCH_ROWS);
+    let batch_bytes = batch_rows.saturating_mul(row_bytes);
     let known: Vec<Source> = sources.iter().map(|(source, _)| source.clone()).collect();
     let width = job.columns.schema.fields().len();
     let sort = sort_columns(&job)?;
@@ -244,7 +248,7 @@ pub async fn rewrite(job: Job, resources: &Resources) -> Result<Rewritten> {
     let mut places = vec![DROPPED; usize::try_from(rows).because(ErrorKind::Internal, too_many)?];
     let mut dead: Deaths = Vec::new();
     let mut next = 0u32;
-    let (sender, mut receiver) = mpsc::channel::<RecordBatch>(AHEAD);
+    let (sender, mut receiver) = mpsc::channel::<RecordBatch>((resources.ahead() / batch_bytes).max(2));
     let reading = async {
         // Dropped at the end, which ends the writing.
         let sender = sender;

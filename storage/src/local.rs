@@ -12,10 +12,15 @@ use crate::error::{Result, StorageError};
 /// What a file is called until it is whole.
 pub(crate) const PARTIAL_SUFFIX: &str = ".partial";
 
+/// After so many bytes they are made durable, so that the last ones are not waited for with all the others.
+const SYNC_BYTES: usize = 16 * 1024 * 1024;
+
 /// A file on its way. Dropped before [`LocalFile::finish`], it is removed.
 #[derive(Debug)]
 pub(crate) struct LocalFile {
     file: Option<File>,
+    /// Bytes that were written since they were made durable.
+    volatile: usize,
     partial: PathBuf,
     path: PathBuf,
 }
@@ -36,12 +41,18 @@ impl LocalFile {
         }
         let partial = partial_name(&path);
         let file = File::create(&partial).map_err(StorageError::file("create", &partial))?;
-        Ok(LocalFile { file: Some(file), partial, path })
+        Ok(LocalFile { file: Some(file), volatile: 0, partial, path })
     }
 
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {
         let file = self.file.as_mut().ok_or_else(|| StorageError::invalid(shown(&self.path), "the file is closed"))?;
-        file.write_all(bytes).map_err(StorageError::file("write", &self.partial))
+        file.write_all(bytes).map_err(StorageError::file("write", &self.partial))?;
+        self.volatile += bytes.len();
+        if self.volatile >= SYNC_BYTES {
+            self.volatile = 0;
+            file.sync_data().map_err(StorageError::file("sync", &self.partial))?;
+        }
+        Ok(())
     }
 
     /// Makes the file durable under its name.

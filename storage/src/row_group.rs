@@ -1,5 +1,6 @@
 //! One row group in the making: its columns are encoded side by side.
 
+use std::cmp::Reverse;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
@@ -9,7 +10,7 @@ use parquet::arrow::arrow_writer::{ArrowColumnWriter, ArrowRowGroupWriterFactory
 use parquet::errors::Result as ParquetResult;
 use parquet::file::writer::SerializedFileWriter;
 
-use crate::encoder::parquet;
+use crate::encoder::{array_bytes, parquet};
 use crate::error::Result;
 use crate::stats::StatsCollector;
 
@@ -32,7 +33,7 @@ pub(crate) struct RowGroup {
 }
 
 /// Several threads are worth their start for this many bytes; one takes what comes.
-const WORTH_THREADS: usize = 4 << 20;
+const WORTH_THREADS: usize = 8 << 20;
 
 impl RowGroups {
     /// Those of `writer`'s file, which use so many threads.
@@ -72,7 +73,8 @@ impl RowGroup {
         self.waiting_bytes = 0;
         let fields = self.schema.fields().iter();
         let columns = self.columns.iter_mut().zip(stats.columns()).zip(fields).enumerate();
-        side_by_side(self.threads, columns, |(index, ((column, stats), field))| {
+        let weigh = |(index, _): &(usize, _)| batches.iter().map(|batch| array_bytes(batch.column(*index))).sum();
+        side_by_side(self.threads, columns, weigh, |(index, ((column, stats), field))| {
             batches.iter().map(|batch| batch.column(index)).try_for_each(|array| {
                 stats.add(array)?;
                 // One: lists are the only nesting.
@@ -101,9 +103,10 @@ impl RowGroup {
     /// Writes it into the file.
     pub(crate) fn end(mut self, writer: &mut SerializedFileWriter<Vec<u8>>, stats: &mut StatsCollector) -> Result<()> {
         self.encode(stats)?;
-        let chunks = side_by_side(self.threads, self.columns.into_iter(), ArrowColumnWriter::close).map_err(parquet)?;
+        let columns = self.columns.into_iter();
+        let chunks = side_by_side(self.threads, columns, ArrowColumnWriter::memory_size, ArrowColumnWriter::close);
         let mut row_group = writer.next_row_group().map_err(parquet)?;
-        for chunk in chunks {
+        for chunk in chunks.map_err(parquet)? {
             chunk.append_to_row_group(&mut row_group).map_err(parquet)?;
         }
         row_group.close().map_err(parquet)?;
@@ -111,13 +114,17 @@ impl RowGroup {
     }
 }
 
-/// Does the work for each item, on so many threads, of which the caller's is one; the results are in the items' order.
-fn side_by_side<T, R: Send, E: Send>(
+/// Does the work for each item, on so many threads, of which the caller's is one; the results are in the items' order. The heaviest
+/// come first: one that came last would be waited for.
+fn side_by_side<T: Send, R: Send, E: Send>(
     threads: usize,
-    items: impl Iterator<Item = T> + Send,
+    items: impl Iterator<Item = T>,
+    weigh: impl Fn(&T) -> usize,
     work: impl Fn(T) -> Result<R, E> + Sync,
 ) -> Result<Vec<R>, E> {
-    let queue = Mutex::new(items.enumerate());
+    let mut queue: Vec<(usize, T)> = items.enumerate().collect();
+    queue.sort_by_cached_key(|(_, item)| Reverse(weigh(item)));
+    let queue = Mutex::new(queue.into_iter());
     let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
     let run = || {
         let mut done = Vec::new();

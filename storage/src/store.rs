@@ -320,7 +320,12 @@ fn endpoint_of_bucket(endpoint: &str, bucket: &str, path_style: bool) -> Result<
 
 /// Runs file system calls where they may block.
 pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    match tokio::task::spawn_blocking(work).await {
+    ended(tokio::task::spawn_blocking(work).await)
+}
+
+/// What came of a call that may have panicked.
+pub(crate) fn ended<T>(joined: std::result::Result<Result<T>, tokio::task::JoinError>) -> Result<T> {
+    match joined {
         Ok(result) => result,
         Err(error) => Err(StorageError::invalid("file system", format!("the call did not end: {error}"))),
     }

@@ -2,10 +2,11 @@
 
 use bytes::{Bytes, BytesMut};
 use object_store::{ObjectStoreExt, WriteMultipart};
+use tokio::task::JoinHandle;
 
 use crate::error::{Result, StorageError};
 use crate::local::LocalFile;
-use crate::store::{Store, blocking};
+use crate::store::{Store, blocking, ended};
 
 /// The parts of a multipart upload: S3 allows 10,000 of them, at least 5 MiB each.
 const PART_BYTES: usize = 8 * 1024 * 1024;
@@ -21,16 +22,41 @@ pub(crate) struct Upload {
 }
 
 enum State {
-    Folder(Option<LocalFile>),
+    /// The bytes that were taken last are written while the next ones are made.
+    Folder(Option<Writing>),
     /// Less than a part: sent by one request at the end.
     Small(BytesMut),
     Parts(Option<WriteMultipart>),
 }
 
+/// A local file with a write under way.
+struct Writing {
+    file: JoinHandle<Result<LocalFile>>,
+    bytes: usize,
+}
+
+impl Writing {
+    fn start(bytes: Bytes, mut file: LocalFile) -> Writing {
+        let length = bytes.len();
+        let write = move || {
+            file.write(&bytes)?;
+            Ok(file)
+        };
+        Writing { file: tokio::task::spawn_blocking(write), bytes: length }
+    }
+
+    async fn end(self) -> Result<LocalFile> {
+        ended(self.file.await)
+    }
+}
+
 impl Upload {
     pub(crate) async fn begin(store: &Store, path: &str) -> Result<Upload> {
         let state = match store.local_path(path)? {
-            Some(local) => State::Folder(Some(blocking(move || LocalFile::create(local)).await?)),
+            Some(local) => {
+                let file = blocking(move || LocalFile::create(local)).await?;
+                State::Folder(Some(Writing::start(Bytes::new(), file)))
+            }
             None => State::Small(BytesMut::new()),
         };
         Ok(Upload { store: store.clone(), path: path.to_string(), state })
@@ -50,15 +76,9 @@ impl Upload {
             self.state = State::Parts(Some(parts));
         }
         match &mut self.state {
-            State::Folder(file) => {
-                let mut taken = file.take().ok_or_else(|| given_up(&self.path))?;
-                *file = Some(
-                    blocking(move || {
-                        taken.write(&bytes)?;
-                        Ok(taken)
-                    })
-                    .await?,
-                );
+            State::Folder(writing) => {
+                let before = writing.take().ok_or_else(|| given_up(&self.path))?;
+                *writing = Some(Writing::start(bytes, before.end().await?));
             }
             State::Parts(parts) => {
                 // In small steps, so that no more than the allowed parts are on the way.
@@ -80,8 +100,9 @@ impl Upload {
     /// Makes the file whole and durable.
     pub(crate) async fn finish(mut self) -> Result<()> {
         match &mut self.state {
-            State::Folder(file) => {
-                let file = file.take().ok_or_else(|| given_up(&self.path))?;
+            State::Folder(writing) => {
+                let last = writing.take().ok_or_else(|| given_up(&self.path))?;
+                let file = last.end().await?;
                 blocking(move || file.finish()).await
             }
             State::Small(buffer) => {
@@ -102,15 +123,22 @@ impl Upload {
 
     /// Gives the file up, and returns when nothing of it is left, as far as the store can be reached.
     pub(crate) async fn abort(mut self) {
-        if let State::Parts(parts) = &mut self.state {
-            give_up(parts.take()).await;
+        match &mut self.state {
+            State::Parts(parts) => give_up(parts.take()).await,
+            State::Folder(writing) => {
+                if let Some(last) = writing.take() {
+                    // The file goes either way.
+                    let _ = last.end().await;
+                }
+            }
+            State::Small(_) => {}
         }
     }
 
     /// Memory in use, in bytes.
     pub(crate) fn memory(&self) -> usize {
         match &self.state {
-            State::Folder(_) => 0,
+            State::Folder(writing) => writing.as_ref().map_or(0, |writing| writing.bytes),
             State::Small(buffer) => buffer.capacity(),
             State::Parts(_) => PART_BYTES * (PARTS_AT_ONCE + 1),
         }
