@@ -1,4 +1,4 @@
-//! Changes of a table's columns while `sync` runs: the lake has the new columns in the version that brings the first rows which need
+//! Changes of a table's columns, while `sync` runs and while none does: the lake has the new columns in the version that brings the first rows which need
 //! them, earlier versions keep theirs, and nothing is copied again.
 
 use std::time::Duration;
@@ -23,6 +23,53 @@ fn streaming(name: &str, combination: Combination) -> Scenario<'static> {
     scenario
 }
 
+/// Changes of the table, each with rows that need it.
+const CHANGES: [(&str, &str); 11] = [
+    // Rows that are there show a constant default, without being written.
+    (
+        "ALTER TABLE t ADD i int NOT NULL DEFAULT 7, ADD none text, ADD words text DEFAULT 'it''s', ADD d numeric(6,3) DEFAULT 1.5, \
+         ADD at timestamptz DEFAULT '2024-02-29 12:00:00.5+00', ADD yes boolean DEFAULT true, ADD f float8 DEFAULT -0.1, \
+         ADD u uuid DEFAULT '6e0cf3e4-2b6d-4b5b-9d3f-0a1b2c3d4e5f', ADD day date DEFAULT '1999-12-31', ADD tags text[]",
+        "UPDATE t SET none = 'some', tags = '{x,NULL}' WHERE id BETWEEN 10 AND 20; DELETE FROM t WHERE id = 4; \
+         INSERT INTO t (id, v) VALUES (1000, 'new')",
+    ),
+    ("ALTER TABLE t DROP COLUMN b", "INSERT INTO t (id, v) VALUES (1001, 'without b')"),
+    ("ALTER TABLE t RENAME a TO c; ALTER TABLE t RENAME i TO a", "UPDATE t SET c = 5, a = 6 WHERE id = 30"),
+    // Two that take each other's names: the message looks as before, but for the order.
+    (
+        "BEGIN; ALTER TABLE t RENAME a TO x; ALTER TABLE t RENAME c TO a; ALTER TABLE t RENAME x TO c; COMMIT",
+        "UPDATE t SET a = 55, c = 66 WHERE id IN (30, 31)",
+    ),
+    // The name of one that goes, with another type.
+    (
+        "BEGIN; ALTER TABLE t DROP COLUMN words; ALTER TABLE t ADD words int DEFAULT 3; COMMIT",
+        "UPDATE t SET words = 4 WHERE id = 40",
+    ),
+    // Its name and its type: the one that goes was not the last.
+    ("ALTER TABLE t DROP a; ALTER TABLE t ADD a int", "UPDATE t SET a = 44 WHERE id = 41"),
+    (
+        "ALTER TABLE t ALTER n TYPE numeric(14,2), ALTER v TYPE varchar(50)",
+        "UPDATE t SET n = 123456789012.34, v = repeat('w', 40) WHERE id = 50",
+    ),
+    ("ALTER TABLE t ALTER v TYPE text, ALTER d DROP DEFAULT", "UPDATE t SET v = repeat('x', 500) WHERE id = 51"),
+    // The first rows come in blocks.
+    (
+        "ALTER TABLE t ADD block int DEFAULT 8",
+        "BEGIN; INSERT INTO t (id, large, block) SELECT i, md5(i::text), 9 FROM generate_series(5000, 9000) i; \
+         UPDATE t SET block = 10 WHERE id < 10; COMMIT",
+    ),
+    (
+        "ALTER TABLE t ADD undone int DEFAULT 1",
+        "BEGIN; INSERT INTO t (id, large) SELECT i, md5(i::text) FROM generate_series(10000, 14000) i; ROLLBACK; \
+         UPDATE t SET undone = 2 WHERE id = 1",
+    ),
+    // In one transaction with the first rows that need it.
+    (
+        "BEGIN; ALTER TABLE t ADD late int DEFAULT 1; UPDATE t SET late = 2 WHERE id < 10; COMMIT",
+        "UPDATE t SET v = 'x' WHERE id = 52",
+    ),
+];
+
 /// Runs the change, then rows that need it, and waits until the lake is equal.
 #[track_caller]
 fn follows(scenario: &Scenario<'_>, sync: &mut Running<'_>, change: &str, rows: &str) {
@@ -44,40 +91,7 @@ fn every_change(combination: Combination) {
     let mut sync = scenario.duckpipe.sync();
     sync.wait_until("the stream", MINUTE, |status| status.all("streaming"));
 
-    for (change, rows) in [
-        // Rows that are there show a constant default, without being written.
-        (
-            "ALTER TABLE t ADD i int NOT NULL DEFAULT 7, ADD none text, ADD words text DEFAULT 'it''s', ADD d numeric(6,3) DEFAULT 1.5, \
-             ADD at timestamptz DEFAULT '2024-02-29 12:00:00.5+00', ADD yes boolean DEFAULT true, ADD f float8 DEFAULT -0.1, \
-             ADD u uuid DEFAULT '6e0cf3e4-2b6d-4b5b-9d3f-0a1b2c3d4e5f', ADD day date DEFAULT '1999-12-31', ADD tags text[]",
-            "UPDATE t SET none = 'some', tags = '{x,NULL}' WHERE id BETWEEN 10 AND 20; DELETE FROM t WHERE id = 4; \
-             INSERT INTO t (id, v) VALUES (1000, 'new')",
-        ),
-        ("ALTER TABLE t DROP COLUMN b", "INSERT INTO t (id, v) VALUES (1001, 'without b')"),
-        ("ALTER TABLE t RENAME a TO c; ALTER TABLE t RENAME i TO a", "UPDATE t SET c = 5, a = 6 WHERE id = 30"),
-        // Two that take each other's names: the message looks as before, but for the order.
-        (
-            "BEGIN; ALTER TABLE t RENAME a TO x; ALTER TABLE t RENAME c TO a; ALTER TABLE t RENAME x TO c; COMMIT",
-            "UPDATE t SET a = 55, c = 66 WHERE id IN (30, 31)",
-        ),
-        // The name of one that goes, with another type.
-        (
-            "BEGIN; ALTER TABLE t DROP COLUMN words; ALTER TABLE t ADD words int DEFAULT 3; COMMIT",
-            "UPDATE t SET words = 4 WHERE id = 40",
-        ),
-        // Its name and its type: the one that goes was not the last.
-        ("ALTER TABLE t DROP a; ALTER TABLE t ADD a int", "UPDATE t SET a = 44 WHERE id = 41"),
-        (
-            "ALTER TABLE t ALTER n TYPE numeric(14,2), ALTER v TYPE varchar(50)",
-            "UPDATE t SET n = 123456789012.34, v = repeat('w', 40) WHERE id = 50",
-        ),
-        ("ALTER TABLE t ALTER v TYPE text, ALTER d DROP DEFAULT", "UPDATE t SET v = repeat('x', 500) WHERE id = 51"),
-        // In one transaction with the first rows that need it.
-        (
-            "BEGIN; ALTER TABLE t ADD late int DEFAULT 1; UPDATE t SET late = 2 WHERE id < 10; COMMIT",
-            "UPDATE t SET v = 'x' WHERE id = 52",
-        ),
-    ] {
+    for (change, rows) in CHANGES {
         follows(&scenario, &mut sync, change, rows);
     }
     // Values that an UPDATE leaves where they are come from rows that are older than all this.
@@ -104,14 +118,63 @@ fn every_change(combination: Combination) {
     killed(&scenario);
 }
 
-/// Dies after the commit that changes columns: the next start neither repeats nor misses them.
+/// Dies on the way to the commit that changes columns, or right after it: the next start neither misses nor repeats them.
 fn killed(scenario: &Scenario<'_>) {
-    let mut sync = scenario.duckpipe.start_with(&["sync"], &[("DUCKPIPE_FAILPOINT", "commit_after")]);
-    sync.wait_until("the stream", MINUTE, |status| status.all("streaming"));
-    scenario.source.execute("ALTER TABLE t ADD last int DEFAULT 9");
-    scenario.source.execute("UPDATE t SET last = 10 WHERE id = 60");
-    assert_eq!(sync.wait(MINUTE).code, None, "not killed");
+    for point in ["upload", "commit_before", "commit_after"] {
+        let mut sync = scenario.duckpipe.start_with(&["sync"], &[("DUCKPIPE_FAILPOINT", point)]);
+        sync.wait_until("the stream", MINUTE, |status| status.all("streaming"));
+        scenario.source.execute(&format!("ALTER TABLE t ADD at_{point} int DEFAULT 9"));
+        scenario.source.execute(&format!("UPDATE t SET at_{point} = 10 WHERE id = 60"));
+        assert_eq!(sync.wait(MINUTE).code, None, "not killed at {point}");
+        scenario.converge(&["public.t", "public.other"]);
+    }
+}
+
+/// As [`every_change`], but nobody is there to see the changes: the next start finds them.
+fn every_change_unseen(combination: Combination) {
+    let scenario = streaming(&format!("schema_unseen_{}", combination.name()), combination);
+    let copied = scenario.duckpipe.status().table("public.t")["rows_copied"].clone();
+    for (change, rows) in CHANGES {
+        scenario.source.execute("UPDATE t SET large = 'x' WHERE id <= 3; UPDATE other SET v = v || '.' WHERE id = 1");
+        scenario.source.execute(change);
+        scenario.source.execute(rows);
+        scenario.converge(&["public.t", "public.other"]);
+    }
+    // What no row followed yet is nothing to stop for, neither now nor later.
+    scenario.source.execute("ALTER TABLE t ADD idle int DEFAULT 12; UPDATE other SET v = 'x' WHERE id = 2");
+    scenario.duckpipe.sync_once().expect(0);
+    scenario.source.execute("VACUUM FULL other");
+    scenario.source.execute("UPDATE other SET v = 'y' WHERE id = 2");
+    scenario.duckpipe.sync_once().expect(0);
+    scenario.source.execute(
+        "ALTER TABLE other ADD n int DEFAULT 1; UPDATE t SET idle = 13 WHERE id = 5; DELETE FROM other WHERE id = 7",
+    );
     scenario.converge(&["public.t", "public.other"]);
+    // Several changes, each with its rows, before the first is read.
+    for (change, rows) in [
+        ("ALTER TABLE t ADD one int DEFAULT 5", "UPDATE t SET one = 1, idle = 14 WHERE id = 70"),
+        ("ALTER TABLE t ADD two text DEFAULT 'x', DROP idle", "UPDATE t SET two = 'y' WHERE id = 71"),
+        (
+            "ALTER TABLE t RENAME large TO huge; ALTER TABLE t ADD three int",
+            "UPDATE t SET huge = 'z', three = 3 WHERE id = 72",
+        ),
+    ] {
+        scenario.source.execute(change);
+        scenario.source.execute(rows);
+    }
+    scenario.converge(&["public.t", "public.other"]);
+    assert_eq!(scenario.duckpipe.status().table("public.t")["rows_copied"], copied, "something was copied again");
+    scenario.duckpipe.run(&["validate", "--files"]).expect(0);
+}
+
+#[test]
+fn every_change_unseen_duckdb_local() {
+    every_change_unseen(Combination::EMBEDDED);
+}
+
+#[test]
+fn every_change_unseen_postgres_local() {
+    every_change_unseen(POSTGRES);
 }
 
 #[test]

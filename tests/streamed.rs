@@ -109,10 +109,13 @@ fn what_does_not_fit_counts_when_it_commits() {
     let status = sync.wait_for_lsn(scenario.source.lsn(), MINUTE);
     assert!(status.all("streaming"), "{}", status.0);
     session.execute("BEGIN; ALTER TABLE t ADD COLUMN extra int; INSERT INTO t SELECT i, 'x', 1 FROM generate_series(40000, 43000) i; ROLLBACK");
+    session.execute("BEGIN; ALTER TABLE t RENAME v TO undone; INSERT INTO t SELECT i, 'x' FROM generate_series(40000, 43000) i; ROLLBACK");
     scenario.source.execute("UPDATE t SET v = 'w' WHERE id < 10");
     let status = sync.wait_for_lsn(scenario.source.lsn(), MINUTE);
     assert!(status.all("streaming"), "{}", status.0);
     assert!(sent_in_blocks(&scenario) >= 4, "{} blocks", sent_in_blocks(&scenario));
+    let renamed = "SELECT count(*) FROM __ducklake_metadata_lake.ducklake_column WHERE column_name = 'undone'";
+    assert_eq!(scenario.lake.open_native().text(renamed), "0");
 
     session.execute("BEGIN");
     fill(&session, 50_000, 2000);

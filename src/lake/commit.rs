@@ -15,7 +15,7 @@ use super::table::TableState;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint::failpoint;
 use crate::lsn::Lsn;
-use crate::source::table::TableName;
+use crate::source::table::{SourceTable, TableName};
 use crate::sql::literal;
 
 /// What one commit brings.
@@ -44,6 +44,8 @@ pub struct TableCommit {
     pub table_id: i64,
     /// How its columns change, before `data` comes, whose files have the new ones.
     pub alteration: Option<Alteration>,
+    /// How the source defines the table from then on, where that is to be recorded.
+    pub definition: Option<SourceTable>,
     /// New data files.
     pub data: Vec<DataFile>,
     /// New delete files.

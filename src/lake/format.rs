@@ -8,16 +8,19 @@ use crate::sql::literal;
 const VERSION: i64 = 1;
 
 /// The tables of [`VERSION`].
-const TABLES: [&str; 5] = [
+const TABLES: [&str; 6] = [
     include_str!("../../schemas/duckpipe_format.sql"),
     include_str!("../../schemas/duckpipe_pipeline.sql"),
     include_str!("../../schemas/duckpipe_table.sql"),
     include_str!("../../schemas/duckpipe_upload.sql"),
     REQUESTS,
+    DEFINITIONS,
 ];
 
-/// Not in the first catalogs of this version; a program that does not know it does not need it.
+/// Not in the first catalogs of this version; a program that does not know them does not need them.
+const LATER: [(&str, &str); 2] = [("duckpipe_request", REQUESTS), ("duckpipe_definition", DEFINITIONS)];
 const REQUESTS: &str = include_str!("../../schemas/duckpipe_request.sql");
+const DEFINITIONS: &str = include_str!("../../schemas/duckpipe_definition.sql");
 
 /// Indexes on DuckLake's own tables.
 const INDEXES: &str = include_str!("../../schemas/postgres_indexes.sql");
@@ -26,11 +29,13 @@ const INDEXES: &str = include_str!("../../schemas/postgres_indexes.sql");
 pub(crate) fn prepare(session: &Session) -> Result<String> {
     if session.has_table("duckpipe_format")? {
         let catalog_id = check(session)?;
-        if !session.has_table("duckpipe_request")? {
-            session.locked_transaction(|session| match session.has_table("duckpipe_request")? {
-                true => Ok(()),
-                false => session.write(&in_catalog(session, REQUESTS)),
-            })?;
+        for (name, table) in LATER {
+            if !session.has_table(name)? {
+                session.locked_transaction(|session| match session.has_table(name)? {
+                    true => Ok(()),
+                    false => session.write(&in_catalog(session, table)),
+                })?;
+            }
         }
         return Ok(catalog_id);
     }

@@ -22,6 +22,7 @@ mod attach;
 mod commit;
 mod compaction;
 mod create;
+mod definitions;
 mod facts;
 mod files;
 mod format;

@@ -7,6 +7,7 @@ use duckpipe_storage::{ColumnStats, DataFile};
 
 use super::alter::{self, Alteration, Altered, Place};
 use super::commit::{Commit, TableCommit};
+use super::definitions;
 use super::facts::Facts;
 use super::files::{Snapshot, id_list};
 use super::pipeline::PipelineRow;
@@ -103,6 +104,10 @@ impl<'a> Script<'a> {
             self.statement(&format!("DELETE FROM {tables}.duckpipe_upload WHERE path IN ({})", registered.join(", ")));
         }
         self.own_row(commit, table, before);
+        if let Some(definition) = &table.definition {
+            let statement = definitions::record(&self.tables, &self.pipeline.name, table_id, definition)?;
+            self.statement(&statement);
+        }
         self.data_file_ids.push(data_file_ids);
         self.delete_file_ids.push(delete_file_ids);
         Ok(())

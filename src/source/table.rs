@@ -2,8 +2,10 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// A table of the source, with the columns that its publication sends, in `attnum` order.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceTable {
     /// `pg_class.oid`: the identity of the table for as long as it lives.
     pub oid: u32,
@@ -16,15 +18,17 @@ pub struct SourceTable {
     /// The key, as indices into `columns`, in the order of the key's index. Empty: the table has no usable key.
     pub key: Vec<usize>,
     /// The planner's estimate of the number of rows; negative where the table was never analysed.
+    #[serde(skip)]
     pub estimated_rows: i64,
     /// The heap's size in pages of 8 KiB, measured, for cutting it into ctid ranges.
+    #[serde(skip)]
     pub pages: u32,
     /// `pg_class.relfilenode`: another one after all that writes the table anew (a change of type, VACUUM FULL, TRUNCATE).
     pub file_node: u32,
 }
 
 /// A schema-qualified name, unquoted.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct TableName {
     /// The schema.
     pub schema: String,
@@ -39,7 +43,7 @@ impl fmt::Display for TableName {
 }
 
 /// A published column.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceColumn {
     /// `pg_attribute.attnum`: the identity of the column for as long as it lives.
     pub attnum: i16,
@@ -54,7 +58,7 @@ pub struct SourceColumn {
 }
 
 /// `pg_class.relreplident`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ReplicaIdentity {
     /// The primary key.
     Default,
@@ -67,7 +71,7 @@ pub enum ReplicaIdentity {
 }
 
 /// A type as `pg_type` and `pg_attribute` describe it, with domains seen through.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PgType {
     /// The declared type's oid (what a Relation message shows).
     pub oid: u32,
@@ -88,7 +92,7 @@ pub struct PgType {
 }
 
 /// What an array holds and how many dimensions it was declared with.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ArrayElement {
     /// The element's type. Its typmods are those of the array column.
     pub pg_type: PgType,
@@ -99,7 +103,7 @@ pub struct ArrayElement {
 }
 
 /// `pg_type.typtype` of a base type.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PgTypeKind {
     /// A base type, arrays included.
     Base,

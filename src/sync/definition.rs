@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 use duckpipe_storage::value_text;
 
 use super::flush::SyncTable;
+use super::history;
 use crate::batch::layout::{ColumnType, LayoutColumn, TableLayout};
 use crate::batch::mapping;
-use crate::batch::pgoutput::Relation;
+use crate::batch::pgoutput::{Relation, RelationColumn};
 use crate::batch::relation::RelationMap;
 use crate::batch::value_of_text;
 use crate::config::{Config, selection_of};
@@ -20,13 +21,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::lake::{Alteration, ColumnChange, FieldId, Lake, LakeColumn, LakeTable};
 use crate::source::catalog;
 use crate::source::session::Session;
-use crate::source::table::{SourceColumn, SourceTable};
+use crate::source::table::{PgType, SourceColumn, SourceTable};
 
 /// How long a transaction may take from its commit record to being seen.
 const VISIBLE_WITHIN: Duration = Duration::from_secs(30);
-
-/// What neither the WAL nor the catalog can tell apart from no change at all, by its looks.
-const REPLACED: &str = "a column was dropped, and another one of its name and type added in its place";
 
 /// Asks the source how its tables are defined.
 pub struct Definitions<'a> {
@@ -59,7 +57,8 @@ pub struct Changed {
 }
 
 impl Definitions<'_> {
-    /// Holds the message, which is one of the transaction `xid`, against what is known of the table, and against the catalog.
+    /// Holds the message, which is one of the transaction `xid`, against what is known of the table, and against the catalog. `None`: a
+    /// transaction that has not committed. What the catalog has was there before it then, or came by itself.
     ///
     /// # Errors
     /// Kind `Table` where they do not tell how the table changed; kind `Transient` where the source does not show the transaction.
@@ -67,42 +66,43 @@ impl Definitions<'_> {
         &self,
         lake: &Lake,
         (table, known): (&SyncTable, &SourceTable),
-        (relation, xid): (&Relation, u32),
+        (relation, xid): (&Relation, Option<u32>),
     ) -> Result<Described> {
-        self.wait_until_visible(xid).await?;
-        let as_known = RelationMap::new(&table.layout, known, relation);
-        let now = self.now(known).await?;
-        let replaced = now.as_ref().is_some_and(|(source, _)| is_replaced(known, source));
-        let fits = |(source, layout): (SourceTable, TableLayout)| {
-            RelationMap::new(&layout, &source, relation).ok().map(|map| (source, layout, map))
-        };
-        match (as_known, now.and_then(fits)) {
-            (Ok(_), _) if replaced => Err(unclear(known, REPLACED)),
-            // The message is older than the definition, which will be described in its turn.
-            (Ok(map), None) => Ok(Described::Same(map, known.clone())),
-            (Ok(map), Some((source, ..))) if attnums(&source).eq(attnums(known)) => Ok(Described::Same(map, source)),
-            (Ok(_), Some(_)) => Err(unclear(known, REPLACED)),
-            (Err(error), None) => Err(error),
-            (Err(_), Some((source, layout, relation))) => {
-                let next = lake.next_column_id(table.lake.table_id).await?;
-                let mut changed = changes(table, known, (&source, &layout), next)?;
-                if self.binary && !layout.reads_binary() {
-                    return Err(unclear(known, "a new column is read as text, and the stream is binary"));
-                }
-                let shown = std::mem::take(&mut changed.shown);
-                let columns = changed.columns.clone();
-                let lake = LakeTable {
-                    columns: columns.clone(),
-                    shown: table.lake.shown.clone().into_iter().chain(shown).collect(),
-                    ..table.lake.clone()
-                };
-                let alteration =
-                    (!changed.changes.is_empty()).then_some(Alteration { changes: changed.changes, columns });
-                let progress = Arc::clone(&table.progress);
-                let table = SyncTable { oid: table.oid, layout: Arc::new(layout), lake, progress };
-                Ok(Described::Changed(Box::new(Changed { source, table, relation, alteration })))
-            }
+        if let Some(xid) = xid {
+            self.wait_until_visible(xid).await?;
         }
+        let as_known = || RelationMap::new(&table.layout, known, relation);
+        let Some(now) = self.now(known).await? else { return Ok(Described::Same(as_known()?, known.clone())) };
+        let source = history::at_message(known, &now, relation).map_err(|why| unclear(known, why))?;
+        if is_same(&source, known) {
+            // Where it changed since, that will be described in its turn.
+            let source = if is_same(&now, known) { now } else { known.clone() };
+            return Ok(Described::Same(as_known()?, source));
+        }
+        if xid.is_none() && !is_same(&source, &now) {
+            return Err(unclear(known, "by a transaction that may yet be rolled back"));
+        }
+        let layout = match layout_of(self.config, &source) {
+            Some(layout) => layout.map_err(|error| unclear(known, &error.to_string()))?,
+            None => return Err(unclear(known, "[[tables]] names it no longer")),
+        };
+        let relation = RelationMap::new(&layout, &source, relation)?;
+        let next = lake.next_column_id(table.lake.table_id).await?;
+        let mut changed = changes(table, known, (&source, &layout), next)?;
+        if self.binary && !layout.reads_binary() {
+            return Err(unclear(known, "a new column is read as text, and the stream is binary"));
+        }
+        let shown = std::mem::take(&mut changed.shown);
+        let columns = changed.columns.clone();
+        let lake = LakeTable {
+            columns: columns.clone(),
+            shown: table.lake.shown.clone().into_iter().chain(shown).collect(),
+            ..table.lake.clone()
+        };
+        let alteration = (!changed.changes.is_empty()).then_some(Alteration { changes: changed.changes, columns });
+        let progress = Arc::clone(&table.progress);
+        let table = SyncTable { oid: table.oid, layout: Arc::new(layout), lake, progress };
+        Ok(Described::Changed(Box::new(Changed { source, table, relation, alteration })))
     }
 
     /// A table that a transaction described as it was known is that still, or has changed since then.
@@ -111,11 +111,9 @@ impl Definitions<'_> {
     /// As [`Definitions::judge`].
     pub async fn verify(&self, known: &SourceTable, xid: u32) -> Result<()> {
         self.wait_until_visible(xid).await?;
-        let Some((source, _)) = self.now(known).await? else { return Ok(()) };
-        match is_replaced(known, &source) {
-            true => Err(unclear(known, REPLACED)),
-            false => Ok(()),
-        }
+        let Some(now) = self.now(known).await? else { return Ok(()) };
+        let sent: Vec<RelationColumn> = known.columns.iter().map(sent).collect();
+        history::columns(known, &now, &sent).map(drop).map_err(|why| unclear(known, why))
     }
 
     /// The WAL tells of a commit before other sessions see it. Whoever changed the table before held a lock on it until they did.
@@ -131,36 +129,34 @@ impl Definitions<'_> {
         Ok(())
     }
 
-    /// The table as the catalog has it; `None` where that is not the table any more, or can't be followed.
-    async fn now(&self, known: &SourceTable) -> Result<Option<(SourceTable, TableLayout)>> {
+    /// The table as the catalog has it; `None` where that is not the table any more.
+    async fn now(&self, known: &SourceTable) -> Result<Option<SourceTable>> {
         let publication = &self.config.source.publication;
         let found = catalog::describe_definition(self.session, &known.name, publication).await?;
-        let Some(source) = found.filter(|found| found.oid == known.oid) else { return Ok(None) };
-        let Some(selected) = selection_of(&self.config.tables, &known.name) else { return Ok(None) };
-        let forced = |column: &str| selected.text_columns.contains(column);
-        match mapping::layout(&source, &selected.exclude_columns, forced) {
-            Ok(layout) => Ok(Some((source, layout))),
-            Err(error) => {
-                tracing::warn!(table = %known.name, %error, "the table can't be followed as it is defined now");
-                Ok(None)
-            }
-        }
+        Ok(found.filter(|found| found.oid == known.oid))
     }
 }
 
-fn attnums(table: &SourceTable) -> impl Iterator<Item = i16> {
-    table.columns.iter().map(|column| column.attnum)
+/// A column as a message sends it.
+fn sent(column: &SourceColumn) -> RelationColumn {
+    let PgType { oid, typmod, .. } = column.pg_type;
+    RelationColumn { key: false, name: column.name.clone(), type_oid: oid, typmod }
 }
 
-/// Whether a message that looks like `known` may be of a time when other columns stood in the place of some: columns come in the order
-/// of their attnums, so these were the last ones. What they are called since then does not matter.
-fn is_replaced(known: &SourceTable, source: &SourceTable) -> bool {
-    let has = |table: &SourceTable, attnum: i16| table.columns.iter().any(|column| column.attnum == attnum);
-    let stay = known.columns.iter().take_while(|column| has(source, column.attnum)).count();
-    let gone = &known.columns[stay..];
-    let looks = |column: &SourceColumn| (column.pg_type.oid, column.pg_type.typmod);
-    let came: Vec<(u32, i32)> = source.columns.iter().filter(|column| !has(known, column.attnum)).map(looks).collect();
-    !gone.is_empty() && gone.iter().all(|column| !has(source, column.attnum) && came.contains(&looks(column)))
+/// A table's way into the lake as the configuration wants it; `None`: it is not named there.
+pub fn layout_of(config: &Config, source: &SourceTable) -> Option<Result<TableLayout>> {
+    let selected = selection_of(&config.tables, &source.name)?;
+    let forced = |column: &str| selected.text_columns.contains(column);
+    Some(mapping::layout(source, &selected.exclude_columns, forced))
+}
+
+/// Whether changes of the table are read alike: its columns, their types and its key are the same.
+pub fn is_same(one: &SourceTable, other: &SourceTable) -> bool {
+    let columns = |table: &SourceTable| {
+        let columns = table.columns.iter();
+        columns.map(|column| (column.attnum, column.name.clone(), column.pg_type.clone())).collect::<Vec<_>>()
+    };
+    columns(one) == columns(other) && one.key == other.key && one.replica_identity == other.replica_identity
 }
 
 fn unclear(table: &SourceTable, why: &str) -> Error {
@@ -361,21 +357,6 @@ mod tests {
         assert!(refused(&|t| t.columns.push(word.clone())).contains("no text"));
         let nan = column("n", "numeric(4,1)", Some("NaN"));
         assert!(refused(&|t| t.columns.push(nan.clone())).contains("NaN"));
-    }
-
-    #[test]
-    fn what_looks_the_same_may_be_another_column() {
-        let before = source(&[(1, "id", "int4"), (2, "a", "int4"), (3, "b", "text")]);
-        let replaced = |columns: &[(i16, &str, &str)]| is_replaced(&before, &source(columns));
-        assert!(replaced(&[(1, "id", "int4"), (2, "a", "int4"), (4, "b", "text")]));
-        // It has another name since, and one more stands behind it.
-        assert!(replaced(&[(1, "id", "int4"), (2, "a", "int4"), (4, "c", "text"), (5, "d", "int4")]));
-        assert!(replaced(&[(1, "id", "int4"), (4, "a", "int4"), (5, "b", "text")]));
-        // Another type; in the place of one that was not the last; only gone; only new.
-        assert!(!replaced(&[(1, "id", "int4"), (2, "a", "int4"), (4, "b", "int4")]));
-        assert!(!replaced(&[(1, "id", "int4"), (3, "b", "text"), (4, "a", "int4")]));
-        assert!(!replaced(&[(1, "id", "int4"), (2, "a", "int4")]));
-        assert!(!replaced(&[(1, "id", "int4"), (2, "a", "int4"), (3, "b", "text"), (4, "c", "text")]));
     }
 
     /// Under its new name the configuration does not exclude it any more.

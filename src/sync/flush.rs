@@ -18,6 +18,7 @@ use crate::lake::lookup::{self, KeyColumns, RowPosition};
 use crate::lake::store::store_error;
 use crate::lake::{Alteration, Commit, DeleteCommit, LakeTable, LiveFile, TableCommit, TableState};
 use crate::lsn::Lsn;
+use crate::source::table::SourceTable;
 
 use super::change_log::ChangeLog;
 use super::failpoint::failpoint;
@@ -60,6 +61,8 @@ pub struct Flush {
     pub logs: Vec<(Arc<SyncTable>, ChangeLog)>,
     /// How the lake's columns of some of these tables change with them, by the table's oid.
     pub alterations: HashMap<u32, Alteration>,
+    /// How the source defines some of these tables, where that is not recorded yet, by the table's oid.
+    pub definitions: HashMap<u32, SourceTable>,
     /// The state that the flushed tables have from then on.
     pub state: TableState,
     /// How many rows of the lake may have one key.
@@ -186,6 +189,7 @@ pub async fn flush(pipeline: &Pipeline, flush: &Flush) -> Result<(), FlushError>
             tables.push(TableCommit {
                 table_id: r.table.lake.table_id,
                 alteration: flush.alterations.get(&r.table.oid).cloned(),
+                definition: flush.definitions.get(&r.table.oid).cloned(),
                 data: r.data.clone(),
                 deletes,
                 // Without rows in the lake there is nothing to remove, and no snapshot to make for it.

@@ -11,6 +11,7 @@ pub mod definition;
 pub use crate::failpoint;
 pub mod fill;
 pub mod flush;
+pub mod history;
 pub mod net_change;
 pub mod pipeline;
 pub mod prepare;

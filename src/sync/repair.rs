@@ -85,6 +85,7 @@ pub async fn repair(config: &Config, lake: &Lake, store: &Store, repair: Repair)
         commit_ts: None,
         logs: vec![(Arc::new(table), log)],
         alterations: HashMap::new(),
+        definitions: HashMap::new(),
         state: known.state,
         rows_of_a_key: RowsOfAKey::Any,
     };

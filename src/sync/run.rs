@@ -6,6 +6,8 @@
 //!               └── dies: slot dropped, copied anew; `--resnapshot` leads here from anywhere
 //! ```
 
+mod connections;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +21,7 @@ use crate::lake::{
     Fence, Lake, NewPipeline, NewTable, PipelineChange, PipelineRow, PipelineState, TableRow, TableState,
 };
 use crate::lsn::Lsn;
-use crate::source::replication::{Identity, ReplicationConnection, StreamOptions as WalOptions};
+use crate::source::replication::{Identity, ReplicationConnection};
 use crate::source::session::Session;
 use crate::source::settings::SourceSettings;
 use crate::source::snapshot::SnapshotHolder;
@@ -27,14 +29,14 @@ use crate::source::table::SourceTable;
 use crate::source::{publication, slot};
 
 use super::boundary::Boundary;
-use super::definition::Definitions;
+use super::definition::{is_same, layout_of};
 use super::failpoint::failpoint;
 use super::flush::SyncTable;
 use super::pipeline::{Budget, Pipeline};
 use super::prepare::{self, ChosenTable};
 use super::progress::{Progress, TableProgress};
 use super::snapshot::{self, CopyOptions};
-use super::stream::{SharedTables, Stream, StreamOptions, explain};
+use super::stream::explain;
 
 /// How `sync` was called.
 #[derive(Clone, Copy, Debug, Default)]
@@ -54,10 +56,6 @@ pub struct Outcome {
     pub errored_tables: usize,
 }
 
-/// Tries of one flush when a single run meets a failing store or catalog.
-const ATTEMPTS_ONCE: u32 = 6;
-/// The longest pause between two connections to the source.
-const MOST_BACKOFF: Duration = Duration::from_secs(30);
 /// How long a predecessor's connections to the source may take to vanish.
 const PREDECESSOR_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -348,6 +346,7 @@ impl Runner<'_> {
         let pipeline = self.pipeline(fence);
         self.remove_orphans(&pipeline).await?;
         let rows = self.lake.tables(&row.name).await?;
+        let recorded = self.lake.definitions(&row.name).await?;
         let mut tables: Vec<Table> = Vec::new();
         let mut state = TableState::Streaming;
         for known in &rows {
@@ -358,7 +357,8 @@ impl Runner<'_> {
                 shown.fail(known.error.as_deref().unwrap_or("errored"));
                 continue;
             }
-            match self.rejoin(known, chosen).await {
+            let recorded = known.table_id.and_then(|table_id| recorded.get(&table_id));
+            match self.rejoin(known, recorded, chosen).await {
                 Ok(table) => tables.push(table),
                 Err(error) if error.kind() == ErrorKind::Table => {
                     self.stop_table(&pipeline, known, &error).await?;
@@ -381,8 +381,9 @@ impl Runner<'_> {
         Ok(Ready { pipeline, tables, from: lsn, state, until })
     }
 
-    /// The table as it is in the source, the configuration and the lake, where these agree.
-    async fn rejoin(&self, known: &TableRow, chosen: &[ChosenTable]) -> Result<Table> {
+    /// The table as the lake knows it, where source and configuration agree on which one it is. How its columns changed since then
+    /// is told by the WAL.
+    async fn rejoin(&self, known: &TableRow, recorded: Option<&SourceTable>, chosen: &[ChosenTable]) -> Result<Table> {
         let remedy = "copy everything anew: `duckpipe sync --resnapshot`";
         let Some(table) = chosen.iter().find(|table| table.source.oid == known.source_oid) else {
             return Err(left_out(known));
@@ -394,10 +395,15 @@ impl Runner<'_> {
             )
             .remedy(remedy));
         }
-        let lake = self.lake.fitting_table(known, &table.layout).await?;
-        let layout = Arc::new(table.layout.clone());
+        let (mut source, mut layout) = (table.source.clone(), table.layout.clone());
+        if let Some(recorded) = recorded.filter(|recorded| !is_same(recorded, &source)) {
+            source = SourceTable { name: source.name, ..recorded.clone() };
+            layout = layout_of(self.config, &source).unwrap_or_else(|| Err(left_out(known)))?;
+        }
+        let lake = self.lake.fitting_table(known, &layout).await?;
+        let layout = Arc::new(layout);
         let progress = self.progress.table(&known.source, &known.target);
-        Ok((Arc::new(SyncTable { oid: known.source_oid, layout, lake, progress }), table.source.clone()))
+        Ok((Arc::new(SyncTable { oid: known.source_oid, layout, lake, progress }), source))
     }
 
     async fn stop_table(&self, pipeline: &Pipeline, row: &TableRow, error: &Error) -> Result<()> {
@@ -440,157 +446,6 @@ impl Runner<'_> {
             tracing::info!(removed, "removed files of an earlier run that never reached the lake");
         }
         Ok(())
-    }
-
-    /// Streams, over as many connections as it takes.
-    async fn stream(
-        &self,
-        pipeline: &Arc<Pipeline>,
-        tables: &[Table],
-        from: Lsn,
-        state: TableState,
-        until: Option<Lsn>,
-    ) -> Result<Outcome> {
-        let mut from = from;
-        let mut pause = Duration::from_millis(200);
-        let mut failures = 0;
-        let mut renewed: Option<Session> = None;
-        for (table, _) in tables {
-            table.progress.set_state(state);
-        }
-        let tables = SharedTables::new(tables.to_vec());
-        loop {
-            let started = tokio::time::Instant::now();
-            let session = renewed.as_ref().unwrap_or(&self.session);
-            let ended = tokio::select! {
-                ended = self.stream_once(session, pipeline, &tables, from, state, until) => ended,
-                error = self.watch_source(session) => Err(error),
-            };
-            let error = match ended {
-                Ok(_) => return self.outcome().await,
-                Err(error) if error.kind() == ErrorKind::Transient => error,
-                Err(error) => return Err(error),
-            };
-            failures += 1;
-            if self.options.once && failures >= ATTEMPTS_ONCE {
-                return Err(error);
-            }
-            if started.elapsed() > MOST_BACKOFF {
-                pause = Duration::from_millis(200);
-            }
-            tracing::warn!(%error, ?pause, "the stream broke; connecting again");
-            let session = renewed.as_ref().unwrap_or(&self.session);
-            match self.reconnect(session, &pipeline.fence, &mut pause).await? {
-                Some((session, lsn)) => {
-                    from = lsn.unwrap_or(from);
-                    if session.is_some() {
-                        renewed = session;
-                    }
-                }
-                None => return self.outcome().await,
-            }
-        }
-    }
-
-    /// Waits until the source answers again and still continues the lake. Returns a new session, where the old one is broken,
-    /// and the position to go on from; `None`: told to stop.
-    async fn reconnect(
-        &self,
-        old: &Session,
-        fence: &Fence,
-        pause: &mut Duration,
-    ) -> Result<Option<(Option<Session>, Option<Lsn>)>> {
-        let mut stop = self.stop.clone();
-        loop {
-            tokio::select! {
-                () = tokio::time::sleep(*pause) => {}
-                _ = stop.wait_for(|stop| *stop) => return Ok(None),
-            }
-            *pause = (*pause * 2).min(MOST_BACKOFF);
-            match self.take_over(old, fence).await {
-                Err(error) if error.kind() == ErrorKind::Transient => {
-                    tracing::warn!(%error, ?pause, "the source does not answer; trying again");
-                }
-                other => return other.map(Some),
-            }
-        }
-    }
-
-    async fn take_over(&self, old: &Session, fence: &Fence) -> Result<(Option<Session>, Option<Lsn>)> {
-        let Some(row) = self.lake.pipeline(&self.config.name).await?.filter(|row| row.epoch == fence.epoch) else {
-            return Err(Error::new(
-                ErrorKind::Fenced,
-                format!("another process has taken pipeline {} over", self.config.name),
-            )
-            .remedy("one `duckpipe sync` per pipeline: find the other one"));
-        };
-        // The session that is still alive holds the lock: a second one would wait for it in vain.
-        let new = match old.flushed_position().await {
-            Ok(_) => None,
-            Err(_) => Some(Session::connect(&self.settings).await?),
-        };
-        let session = new.as_ref().unwrap_or(old);
-        // Until the server notices that a connection is gone, its lock and its walsender stay: they are waited for.
-        take_turn(session, &self.config.source.slot)
-            .await
-            .map_err(|error| Error::new(ErrorKind::Transient, error.to_string()))?;
-        let mut replication = ReplicationConnection::connect(&self.settings).await?;
-        let identity = replication.identify_system().await?;
-        let database = self.settings.database();
-        prepare::check_continuity(session, &mut replication, &identity, database, &row).await?;
-        Ok((new, row.lsn))
-    }
-
-    /// Shows the source's position until its session breaks: with it goes the lock that keeps a second `sync` away.
-    async fn watch_source(&self, session: &Session) -> Error {
-        let mut tick = tokio::time::interval(Duration::from_secs(1));
-        loop {
-            tick.tick().await;
-            match session.flushed_position().await {
-                Ok(position) => self.progress.source(position),
-                Err(error) => return error,
-            }
-        }
-    }
-
-    async fn stream_once(
-        &self,
-        session: &Session,
-        pipeline: &Arc<Pipeline>,
-        tables: &SharedTables,
-        from: Lsn,
-        state: TableState,
-        until: Option<Lsn>,
-    ) -> Result<Lsn> {
-        let replication = ReplicationConnection::connect(&self.settings).await?;
-        let source = &self.config.source;
-        let binary = tables.all().iter().all(|(table, _)| table.layout.reads_binary());
-        let wal = replication
-            .start(&WalOptions {
-                slot: source.slot.clone(),
-                publication: source.publication.clone(),
-                from,
-                binary,
-                streaming: true,
-            })
-            .await?;
-        wal.confirm(from);
-        let options = StreamOptions {
-            flush_interval: self.config.sync.flush_interval,
-            on_unrepresentable: self.config.sync.on_unrepresentable,
-            until,
-            boundary: Arc::clone(&self.boundary),
-            attempts: self.options.once.then_some(ATTEMPTS_ONCE),
-        };
-        // Tables that catch up are level with the others where the source was when the stream began.
-        let level_at = match until {
-            Some(until) => until,
-            None => session.flushed_position().await?,
-        };
-        let definitions = Definitions { session, config: self.config, binary };
-        Stream::new(Arc::clone(pipeline), options, wal, (definitions, tables), from, (state, level_at))
-            .run(self.stop.clone())
-            .await
     }
 
     async fn outcome(&self) -> Result<Outcome> {

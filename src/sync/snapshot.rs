@@ -114,11 +114,12 @@ async fn commit(
     let commits: Vec<TableCommit> = tables
         .iter()
         .filter(|(table, _)| !failed.contains_key(&table.oid))
-        .map(|(table, _)| {
+        .map(|(table, source)| {
             let part = copied.get(&table.oid);
             TableCommit {
                 table_id: table.lake.table_id,
                 alteration: None,
+                definition: Some(source.clone()),
                 data: part.map(|p| p.files.clone()).unwrap_or_default(),
                 deletes: Vec::new(),
                 replace: true,

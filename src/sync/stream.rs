@@ -64,6 +64,8 @@ const BATCH_BYTES: usize = 4 << 20;
 struct StreamTable {
     table: Arc<SyncTable>,
     source: SourceTable,
+    /// The lake's catalog may not have `source` yet.
+    unrecorded: bool,
     relation: Option<RelationMap>,
     on_unrepresentable: OnUnrepresentable,
     builder: ChangeBuilder,
@@ -181,6 +183,7 @@ impl<'a> Stream<'a> {
                 let stream = StreamTable {
                     table: Arc::clone(table),
                     source: source.clone(),
+                    unrecorded: true,
                     relation: None,
                     on_unrepresentable: options.on_unrepresentable,
                     builder: ChangeBuilder::new(Arc::clone(&table.layout), options.on_unrepresentable),
@@ -330,7 +333,8 @@ impl<'a> Stream<'a> {
                         Asks::Nothing => {}
                         Asks::Committed(xid, oids) => self.verify(xid, &oids).await.context(at)?,
                         Asks::Relation(relation) if self.describe(&relation).await.context(at)? => {}
-                        Asks::Relation(_) => {
+                        Asks::InBlock(xid, relation) if self.describe_in_block(xid, &relation).await.context(at)? => {}
+                        Asks::Relation(_) | Asks::InBlock(..) => {
                             self.paused = Some(Paused { chunk, byte });
                             return Ok(());
                         }
@@ -366,9 +370,13 @@ impl<'a> Stream<'a> {
             }
             Message::Delete { oid, old } => self.change((oid, xid), |builder, map| builder.delete(map, &old))?,
             Message::Relation(relation) if self.streamed.in_block() => {
-                if let Some(table) = self.tables.get(&relation.oid).filter(|table| table.failed.is_none()) {
-                    self.streamed.relation(xid, table, &relation)?;
+                let Some(table) = self.tables.get(&relation.oid).filter(|table| table.failed.is_none()) else {
+                    return Ok(Asks::Nothing);
+                };
+                if RelationMap::new(&table.table.layout, &table.source, &relation).is_err() {
+                    return Ok(Asks::InBlock(xid, relation));
                 }
+                self.streamed.relation(xid, table, &relation)?;
             }
             Message::Relation(relation) => return Ok(Asks::Relation(relation)),
             // The message names each table that CASCADE reached; sequences, which RESTART IDENTITY sets back, are not in the lake.

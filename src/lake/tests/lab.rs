@@ -269,6 +269,7 @@ pub fn table_commit(table_id: i64) -> TableCommit {
     TableCommit {
         table_id,
         alteration: None,
+        definition: None,
         data: Vec::new(),
         deletes: Vec::new(),
         replace: false,

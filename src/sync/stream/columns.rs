@@ -27,6 +27,8 @@ pub(super) enum Asks {
     Nothing,
     /// A table as the next changes see it.
     Relation(Relation),
+    /// A table as a subtransaction of a block sees it, which is not as it is known.
+    InBlock(u32, Relation),
     /// A transaction that came in blocks committed, and described these tables, which look as they did.
     Committed(u32, Vec<u32>),
 }
@@ -74,8 +76,15 @@ impl Stream<'_> {
             table.relation = RelationMap::new(&table.table.layout, &table.source, relation).ok();
             return Ok(true);
         }
-        match self.definitions.judge(&self.pipeline.lake, (&table.table, &table.source), (relation, self.xid)).await {
-            Ok(Described::Same(map, source)) => (table.relation, table.source) = (Some(map), source),
+        match self
+            .definitions
+            .judge(&self.pipeline.lake, (&table.table, &table.source), (relation, Some(self.xid)))
+            .await
+        {
+            Ok(Described::Same(map, source)) => {
+                table.unrecorded |= source != table.source;
+                (table.relation, table.source) = (Some(map), source);
+            }
             Ok(Described::Changed(changed)) => {
                 if !self.is_level() {
                     return Ok(false);
@@ -83,6 +92,31 @@ impl Stream<'_> {
                 self.change_columns(*changed);
             }
             Err(error) => quarantine(table, error)?,
+        }
+        Ok(true)
+    }
+
+    /// As [`Stream::describe`], for a transaction that comes in blocks. What changed before it is followed; what it changed itself
+    /// counts against the table once it commits.
+    pub(super) async fn describe_in_block(&mut self, xid: u32, relation: &Relation) -> Result<bool> {
+        let oid = relation.oid;
+        let Some(table) = self.tables.get(&oid).filter(|table| table.failed.is_none()) else { return Ok(true) };
+        if !self.streamed.has_changes(oid) {
+            match self.definitions.judge(&self.pipeline.lake, (&table.table, &table.source), (relation, None)).await {
+                Ok(Described::Changed(changed)) => {
+                    if !self.is_level() {
+                        return Ok(false);
+                    }
+                    self.change_columns(*changed);
+                    self.streamed.forget(oid);
+                }
+                Ok(Described::Same(..)) => {}
+                Err(error) if error.kind() == ErrorKind::Table => tracing::debug!(%error, "described within a block"),
+                Err(error) => return Err(error),
+            }
+        }
+        if let Some(table) = self.tables.get(&oid).filter(|table| table.failed.is_none()) {
+            self.streamed.relation(xid, table, relation)?;
         }
         Ok(true)
     }
@@ -113,6 +147,7 @@ impl Stream<'_> {
         table.builder = ChangeBuilder::new(Arc::clone(&new.layout), table.on_unrepresentable);
         table.table = Arc::new(new);
         (table.source, table.relation, table.alteration) = (source, Some(relation), alteration);
+        table.unrecorded = true;
         if table.alteration.is_none() {
             self.shared.replace(&table.table, &table.source);
         }

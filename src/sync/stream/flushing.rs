@@ -37,7 +37,7 @@ impl Stream<'_> {
             None => self.waiting.take(),
         };
         let Some(waiting) = waiting else { return Ok(()) };
-        let (mut logs, mut alterations) = (Vec::new(), HashMap::new());
+        let (mut logs, mut alterations, mut definitions) = (Vec::new(), HashMap::new(), HashMap::new());
         for (oid, table) in self.tables.iter_mut().filter(|(_, table)| table.failed.is_none()) {
             let events = if cut { std::mem::take(&mut table.cut) } else { table.committed };
             if events == 0 {
@@ -49,6 +49,9 @@ impl Stream<'_> {
             log.settle();
             logs.push((Arc::clone(&table.table), log));
             alterations.extend(table.alteration.take().map(|alteration| (*oid, alteration)));
+            if std::mem::take(&mut table.unrecorded) {
+                definitions.insert(*oid, table.source.clone());
+            }
             table.committed -= events;
         }
         self.altering = alterations.keys().copied().collect();
@@ -58,6 +61,7 @@ impl Stream<'_> {
             commit_ts: Some(waiting.commit_ts),
             logs,
             alterations,
+            definitions,
             state: self.state,
             rows_of_a_key: RowsOfAKey::One,
         };

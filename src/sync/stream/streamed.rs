@@ -118,6 +118,19 @@ impl Streamed {
         Ok(open.entry(oid).or_insert_with(|| StreamedTable::new(table)))
     }
 
+    /// Whether a transaction did anything to the table that would have to fit another definition of it.
+    pub(super) fn has_changes(&self, oid: u32) -> bool {
+        let tables = self.transactions.values().filter_map(|tables| tables.get(&oid));
+        tables.into_iter().any(|table| table.log.events() > 0 || table.builder.rows() > 0 || !table.failures.is_empty())
+    }
+
+    /// The table has another definition, which [`Streamed::has_changes`] says that nothing speaks against.
+    pub(super) fn forget(&mut self, oid: u32) {
+        for tables in self.transactions.values_mut() {
+            tables.remove(&oid);
+        }
+    }
+
     /// How the table looks in the transaction from here on.
     pub(super) fn relation(&mut self, xid: u32, table: &StreamTable, relation: &Relation) -> Result<()> {
         let streamed = self.table(relation.oid, table)?;
