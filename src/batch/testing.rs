@@ -90,6 +90,16 @@ pub(crate) fn pg_type(name: &str) -> PgType {
     }
 }
 
+/// A table with the key `id`, of columns with these attnums.
+pub(crate) fn numbered_table(columns: &[(i16, &str, &str)]) -> SourceTable {
+    let named: Vec<(&str, &str)> = columns.iter().map(|(_, name, pg_type)| (*name, *pg_type)).collect();
+    let mut source = table(&named, &["id"], ReplicaIdentity::Default);
+    for (column, (attnum, ..)) in source.columns.iter_mut().zip(columns) {
+        column.attnum = *attnum;
+    }
+    source
+}
+
 /// A table `public.t` of columns given as (name, type), whose key is the named columns.
 pub(crate) fn table(columns: &[(&str, &str)], key: &[&str], replica_identity: ReplicaIdentity) -> SourceTable {
     let columns: Vec<SourceColumn> = columns

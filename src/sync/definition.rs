@@ -268,18 +268,9 @@ fn shown(column: &LayoutColumn, source: Option<&SourceColumn>) -> std::result::R
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::batch::testing::{layout, table};
-    use crate::source::table::{ReplicaIdentity, TableName};
+    use crate::batch::testing::{layout, numbered_table as source};
+    use crate::source::table::TableName;
     use crate::sync::progress::Progress;
-
-    fn source(columns: &[(i16, &str, &str)]) -> SourceTable {
-        let named: Vec<(&str, &str)> = columns.iter().map(|(_, name, pg_type)| (*name, *pg_type)).collect();
-        let mut source = table(&named, &["id"], ReplicaIdentity::Default);
-        for (column, (attnum, ..)) in source.columns.iter_mut().zip(columns) {
-            column.attnum = *attnum;
-        }
-        source
-    }
 
     fn known(source: &SourceTable) -> SyncTable {
         let layout = layout(source);

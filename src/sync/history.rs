@@ -133,16 +133,7 @@ fn embeddings(known: &SourceTable, now: &SourceTable, sent: &[RelationColumn]) -
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::batch::testing::{relation, table};
-
-    fn source(columns: &[(i16, &str, &str)]) -> SourceTable {
-        let named: Vec<(&str, &str)> = columns.iter().map(|(_, name, pg_type)| (*name, *pg_type)).collect();
-        let mut source = table(&named, &["id"], ReplicaIdentity::Default);
-        for (column, (attnum, ..)) in source.columns.iter_mut().zip(columns) {
-            column.attnum = *attnum;
-        }
-        source
-    }
+    use crate::batch::testing::{numbered_table as source, relation, table};
 
     const KNOWN: [(i16, &str, &str); 3] = [(1, "id", "int4"), (2, "a", "int4"), (3, "b", "text")];
 

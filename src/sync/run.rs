@@ -398,7 +398,9 @@ impl Runner<'_> {
         let (mut source, mut layout) = (table.source.clone(), table.layout.clone());
         if let Some(recorded) = recorded.filter(|recorded| !is_same(recorded, &source)) {
             source = SourceTable { name: source.name, ..recorded.clone() };
-            layout = layout_of(self.config, &source).unwrap_or_else(|| Err(left_out(known)))?;
+            // What the configuration says does not fit the table as it was: that is this table's trouble, not the others'.
+            let unfit = |error: Error| Error::new(ErrorKind::Table, error.to_string()).remedy(remedy);
+            layout = layout_of(self.config, &source).unwrap_or_else(|| Err(left_out(known))).map_err(unfit)?;
         }
         let lake = self.lake.fitting_table(known, &layout).await?;
         let layout = Arc::new(layout);
