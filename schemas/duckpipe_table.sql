@@ -14,6 +14,10 @@ CREATE TABLE duckpipe_table (
     state VARCHAR NOT NULL,
     -- The table's own position where its state is not streaming; a streaming table is at its pipeline's.
     lsn VARCHAR,
+    -- The slot that brings the table level with the others, where that is not its pipeline's. Written before the slot is made.
+    slot VARCHAR,
+    -- What is to be done with the table: resync, a fresh copy. NULL: nothing. Whoever writes it needs no epoch.
+    wanted VARCHAR,
     -- JSON: [{"attnum", "key", "column_id", "element"}].
     columns VARCHAR NOT NULL,
     rows_copied BIGINT NOT NULL,

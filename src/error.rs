@@ -48,6 +48,7 @@ struct Inner {
     message: String,
     context: Vec<String>,
     remedy: Option<String>,
+    resync: bool,
     cause: Option<Cause>,
 }
 
@@ -57,7 +58,14 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// An error of `kind` that says `message`.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Error(Box::new(Inner { kind, message: message.into(), context: Vec::new(), remedy: None, cause: None }))
+        Error(Box::new(Inner {
+            kind,
+            message: message.into(),
+            context: Vec::new(),
+            remedy: None,
+            resync: false,
+            cause: None,
+        }))
     }
 
     /// What underlies this error.
@@ -74,10 +82,29 @@ impl Error {
         self
     }
 
+    /// Trying again or waiting is in vain: a fresh copy of the table mends it, at once.
+    #[must_use]
+    pub fn mended_by_resync(mut self) -> Self {
+        self.0.resync = true;
+        self
+    }
+
+    /// See [`Error::mended_by_resync`].
+    pub fn is_mended_by_resync(&self) -> bool {
+        self.0.resync
+    }
+
     /// Where it happened: a table, a file, an LSN. The outermost comes first in print.
     #[must_use]
     pub fn context(mut self, context: impl Into<String>) -> Self {
         self.0.context.push(context.into());
+        self
+    }
+
+    /// The same error, with which a caller can do something else.
+    #[must_use]
+    pub fn of_kind(mut self, kind: ErrorKind) -> Self {
+        self.0.kind = kind;
         self
     }
 

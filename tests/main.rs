@@ -20,6 +20,7 @@ mod lifecycle;
 mod memory;
 mod prefix_consistency;
 mod repair;
+mod resync;
 mod schema_changes;
 mod slot_progress;
 mod soak;

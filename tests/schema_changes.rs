@@ -222,12 +222,79 @@ fn what_can_not_be_told_stops_the_table() {
             status.state("public.t") == "errored" && status.applied_lsn() >= Some(lsn)
         });
         let error = status.table("public.t")["error"].as_str().unwrap_or_default().to_owned();
-        assert!(error.contains(words) && error.contains("--resnapshot"), "{change}: {error}");
+        assert!(error.contains(words) && error.contains("resync"), "{change}: {error}");
         stays_stopped(&scenario, &mut sync);
         sync.terminate().expect(0);
         assert_equal(&scenario.source, &scenario.lake.open_native(), "public.other");
         scenario.resnapshot(&["public.t", "public.other"]);
     }
+}
+
+/// Changes that no row follows are in the lake before long, also what was changed while nobody ran, and wherever that is interrupted.
+fn no_row_follows(combination: Combination) {
+    let scenario = streaming(&format!("schema_alone_{}", combination.name()), combination);
+    let tables = ["public.t", "public.other"];
+    let columns = |native: &crate::lab::NativeLake| -> Vec<String> {
+        native.columns("public.t", None).into_iter().map(|(name, _)| name).collect()
+    };
+    scenario.source.execute("ALTER TABLE t ADD unseen text DEFAULT 'while nobody ran'");
+    let mut sync = scenario.duckpipe.sync();
+    sync.wait_until("the stream", MINUTE, |status| status.all("streaming"));
+    let shown = |sync: &mut Running<'_>, what: &str, column: &str, there: bool| {
+        wait_for(
+            what,
+            MINUTE,
+            || {
+                assert!(sync.runs(), "{}", sync.tail());
+                let columns = columns(&scenario.lake.open_beside_sync());
+                (columns.iter().any(|name| name == column) == there).then_some(())
+            },
+            || format!("{:?}", columns(&scenario.lake.open_beside_sync())),
+        );
+    };
+    shown(&mut sync, "a column that came while nobody ran", "unseen", true);
+    scenario.source.execute("ALTER TABLE t ADD seven int DEFAULT 7, DROP b");
+    shown(&mut sync, "one that came while sync runs", "seven", true);
+    shown(&mut sync, "one that went", "b", false);
+    scenario.source.execute("ALTER TABLE t RENAME seven TO eight");
+    shown(&mut sync, "one with another name", "eight", true);
+    // Rows after it are as any others, also those in blocks.
+    scenario.source.execute("UPDATE t SET eight = 8 WHERE id < 10");
+    scenario
+        .source
+        .execute("INSERT INTO t (id, large, eight) SELECT i, md5(i::text), 9 FROM generate_series(5000, 9000) i");
+    let status = sync.wait_for_lsn(scenario.source.lsn(), MINUTE);
+    assert!(status.all("streaming"), "{}", status.0);
+    sync.terminate().expect(0);
+    scenario.assert_equal(&tables);
+
+    for point in ["commit_before", "commit_after"] {
+        let mut dying = scenario.duckpipe.start_with(&["sync"], &[("DUCKPIPE_FAILPOINT", point)]);
+        dying.wait_until("the stream", MINUTE, |status| status.all("streaming"));
+        scenario.source.execute(&format!("ALTER TABLE t ADD at_{point} int DEFAULT 9"));
+        assert_eq!(dying.wait(MINUTE).code, None, "not killed at {point}");
+        let mut sync = scenario.duckpipe.sync();
+        sync.wait_until("the stream", MINUTE, |status| status.all("streaming"));
+        shown(&mut sync, point, &format!("at_{point}"), true);
+        sync.terminate().expect(0);
+        scenario.assert_equal(&tables);
+    }
+    let native = scenario.lake.open_native();
+    let times = native.versions().into_iter().filter(|version| version.lsn().is_some());
+    let mut times = times.map(|version| version.extra["commit_ts"].clone()).skip_while(|time| time.is_null());
+    assert!(times.all(|time| !time.is_null()), "a change without a row repeats the last transaction's time");
+    drop(native);
+    scenario.duckpipe.run(&["validate", "--files"]).expect(0);
+}
+
+#[test]
+fn no_row_follows_duckdb_local() {
+    no_row_follows(Combination::EMBEDDED);
+}
+
+#[test]
+fn no_row_follows_postgres_local() {
+    no_row_follows(POSTGRES);
 }
 
 /// A connection that breaks brings no stopped table back: its changes were passed over.

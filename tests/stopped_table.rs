@@ -122,7 +122,7 @@ fn columns_changed_twice() {
         &scenario,
         "BEGIN; ALTER TABLE stops ADD COLUMN extra int; UPDATE stops SET extra = 1 WHERE id = 1; COMMIT; \
          BEGIN; ALTER TABLE stops RENAME extra TO more; UPDATE stops SET more = 1 WHERE id = 2; COMMIT",
-        &["changed again", "--resnapshot"],
+        &["changed again", "resync"],
     );
     recovers(&scenario);
 }
@@ -133,7 +133,7 @@ fn change_of_type() {
     stops(
         &scenario,
         "ALTER TABLE stops ALTER n TYPE bigint; UPDATE stops SET n = 5000000000 WHERE id = 1",
-        &["n", "--resnapshot"],
+        &["n", "resync"],
     );
     recovers(&scenario);
 }
@@ -144,7 +144,7 @@ fn change_of_key() {
     stops(
         &scenario,
         "ALTER TABLE stops DROP CONSTRAINT stops_pkey, ALTER v SET NOT NULL, ADD PRIMARY KEY (id, v); UPDATE stops SET n = 1 WHERE id = 1",
-        &["key", "--resnapshot"],
+        &["key", "resync"],
     );
     recovers(&scenario);
 }
@@ -154,7 +154,7 @@ fn dropped_and_made_anew() {
     let scenario = synced("stop_anew", Combination::EMBEDDED, "");
     let event = "DROP TABLE stops; CREATE TABLE stops (id int PRIMARY KEY, n int, v text); INSERT INTO stops VALUES (1, 1, 'another table'); \
         ALTER PUBLICATION duckpipe_stop_anew ADD TABLE stops";
-    stops(&scenario, event, &["--resnapshot"]);
+    stops(&scenario, event, &["resync"]);
     recovers(&scenario);
 }
 
@@ -207,7 +207,7 @@ fn a_row_that_the_lake_does_not_hold() {
     scenario.duckpipe.sync_once().expect(5);
     let status = scenario.duckpipe.status();
     let error = status.table("public.stops")["error"].to_string();
-    assert!(error.contains("50") && error.contains("--resnapshot"), "{error}");
+    assert!(error.contains("50") && error.contains("resync"), "{error}");
     crate::lab::assert_equal(&scenario.source, &scenario.lake.open_native(), "public.goes_on");
     recovers(&scenario);
 }

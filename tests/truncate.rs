@@ -295,7 +295,7 @@ fn while_the_first_copy_is_made() {
     let status = scenario.duckpipe.status();
     assert_eq!((status.state("public.t"), status.state("public.goes_on")), ("errored", "streaming"));
     let error = status.table("public.t")["error"].to_string();
-    assert!(error.contains("truncated") && error.contains("--resnapshot"), "{error}");
+    assert!(error.contains("truncated") && error.contains("resync"), "{error}");
     let native = scenario.lake.open_native();
     let stamped = native.versions().into_iter().filter(|version| version.lsn().is_some());
     for version in stamped {

@@ -68,6 +68,12 @@ pub async fn repair(catalog: &Path, repair: &Repair) -> Result<Option<i64>> {
     ask(catalog, request, None).await
 }
 
+/// Has tables copied afresh by the sync that holds a catalog file, with no names those that are errored; which ones. `None` where no
+/// sync is running there.
+pub async fn resync(catalog: &Path, names: &[String]) -> Result<Option<Vec<String>>> {
+    ask(catalog, Request::Resync { tables: names.to_vec() }, Some(PATIENCE)).await
+}
+
 /// Ends a hold.
 pub async fn release(catalog: &Path) -> Result<Option<()>> {
     ask(catalog, Request::Release, Some(PATIENCE)).await

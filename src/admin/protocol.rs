@@ -49,6 +49,11 @@ pub(super) enum Request {
         /// Where the changes are. The client removes the file.
         path: PathBuf,
     },
+    /// Tables shall be copied afresh; with no names those that are errored. Answered with the tables' names.
+    Resync {
+        /// As the source or the lake names them.
+        tables: Vec<String>,
+    },
     /// The stream shall go on as ever.
     Release,
 }

@@ -35,6 +35,8 @@ pub trait Handler: Send + Sync + 'static {
     async fn compact(&self, request: &compact::Request) -> Result<compact::Report>;
     /// Replaces rows of a table; a snapshot of the lake that shows it.
     async fn repair(&self, repair: Repair) -> Result<i64>;
+    /// Asks for fresh copies of tables, with no names of those that are errored; their names in the source.
+    async fn resync(&self, names: &[String]) -> Result<Vec<String>>;
     /// How others have a flush end at a position.
     fn boundary(&self) -> &Boundary;
 }
@@ -99,6 +101,7 @@ async fn answer(mut stream: UnixStream, handler: &impl Handler) -> Result<()> {
                 };
                 json(&Answer::from(repaired))?
             }
+            Ok(Request::Resync { tables }) => json(&Answer::from(handler.resync(&tables).await))?,
             Ok(Request::Release) => {
                 handler.boundary().release();
                 json(&Answer::Ok(()))?

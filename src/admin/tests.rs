@@ -44,6 +44,10 @@ impl Handler for Fixed {
         Ok(repair.changes.iter().map(|batch| batch.ops.len() as i64).sum())
     }
 
+    async fn resync(&self, names: &[String]) -> Result<Vec<String>> {
+        Ok(names.iter().map(|name| format!("{name} it is")).collect())
+    }
+
     fn boundary(&self) -> &Boundary {
         &self.boundary
     }
@@ -161,6 +165,17 @@ async fn a_hold_without_a_stream_ends_by_itself() {
     assert!(error.to_string().contains("did not reach 0/7"), "{error}");
     release(&catalog).await.unwrap().unwrap();
     assert!(stand(&catalog, Lsn(7)).await.unwrap_err().to_string().contains("went on from 0/7"));
+    server.abort();
+}
+
+#[tokio::test]
+async fn fresh_copies_are_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let catalog = folder.path().join("c.ducklake");
+    let names = ["public.t".to_owned()];
+    assert_eq!(resync(&catalog, &names).await.unwrap(), None, "nobody is there");
+    let server = tokio::spawn(serve(ControlSocket::bind(&catalog).await.unwrap(), Fixed::default()));
+    assert_eq!(resync(&catalog, &names).await.unwrap().unwrap(), ["public.t it is"]);
     server.abort();
 }
 

@@ -30,7 +30,8 @@ impl RelationMap {
         if !differences.is_empty() {
             let what = format!("the source's table {} changed: {}", source.name, differences.join("; "));
             return Err(Error::new(ErrorKind::Table, what)
-                .remedy("this change is not followed: copy the table anew by `duckpipe sync --resnapshot`"));
+                .remedy("this change is not followed: copy the table anew by `duckpipe tables resync`")
+                .mended_by_resync());
         }
         let slots: Vec<Option<Slot>> = relation
             .columns
@@ -44,7 +45,9 @@ impl RelationMap {
         let mapped = slots.iter().flatten().count();
         if mapped != layout.columns.len() {
             let what = format!("the lake's table has {} columns, of which {mapped} are sent", layout.columns.len());
-            return Err(Error::new(ErrorKind::Table, what).remedy("copy the table anew: `duckpipe sync --resnapshot`"));
+            return Err(Error::new(ErrorKind::Table, what)
+                .remedy("copy the table anew: `duckpipe tables resync`")
+                .mended_by_resync());
         }
         Ok(RelationMap { table: layout.table.clone(), slots, mapped })
     }

@@ -41,7 +41,7 @@ impl fmt::Display for ValueError {
 impl From<ValueError> for Error {
     fn from(error: ValueError) -> Error {
         let remedy = format!(
-            "set `types = {{ \"{}\" = \"text\" }}` for the table, or correct the row, and copy the table anew: `duckpipe sync --resnapshot`",
+            "set `types = {{ \"{}\" = \"text\" }}` for the table, or correct the row, and copy the table anew: `duckpipe tables resync`",
             error.column
         );
         Error::new(ErrorKind::Table, error.to_string()).remedy(remedy)

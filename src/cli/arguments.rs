@@ -68,6 +68,8 @@ pub(super) enum Command {
     Drop(DropArguments),
     /// Show how far each table is; works while sync runs and while it does not
     Status(StatusArguments),
+    /// List the pipeline's tables, or have some of them copied afresh while the others go on
+    Tables(TablesArguments),
     /// Run one SELECT on the lake; public.orders names the lake's table
     Query(QueryArguments),
     /// Merge small files, drop what nobody can read any more, expire old snapshots; works beside a running sync
@@ -107,6 +109,37 @@ pub(super) struct StatusArguments {
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct TablesArguments {
+    #[command(subcommand)]
+    pub(super) command: TablesCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum TablesCommand {
+    /// Show the tables; the same as status
+    List(StatusArguments),
+    /// Copy tables afresh; the running sync does it, or the next one
+    Resync(TableNames),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct TableNames {
+    /// The tables, as the source or the lake names them
+    #[arg(value_name = "SCHEMA.TABLE", required_unless_present = "errored")]
+    tables: Vec<String>,
+    /// All tables that are errored
+    #[arg(long, conflicts_with = "tables")]
+    errored: bool,
+}
+
+impl TableNames {
+    /// The names; none: all that are errored.
+    pub(super) fn wanted(&self) -> Vec<String> {
+        if self.errored { Vec::new() } else { self.tables.clone() }
+    }
 }
 
 #[derive(Debug, Args)]

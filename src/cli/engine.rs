@@ -12,7 +12,7 @@ use super::arguments::{CompactArguments, QueryArguments};
 use super::catalog_copy::{self, CatalogCopy};
 use super::check::CheckReport;
 use super::status::{StatusReport, TableStatus};
-use super::sync_point;
+use super::{sync_point, tables};
 use crate::admin::{self, ControlSocket, Handler};
 use crate::compact::{self, Compactor};
 use crate::config::{CatalogLocation, Config};
@@ -39,19 +39,21 @@ pub(super) struct SyncOutcome {
 pub(super) struct DropPlan {
     /// The slot, where it exists.
     pub(super) slot: Option<String>,
+    /// The slot of a copy beside the stream, where one was under way.
+    pub(super) copy_slot: Option<String>,
     /// The publication, where it exists and duckpipe made it.
     pub(super) publication: Option<String>,
 }
 
 impl DropPlan {
     pub(super) fn is_empty(&self) -> bool {
-        self.slot.is_none() && self.publication.is_none()
+        self.slot.is_none() && self.copy_slot.is_none() && self.publication.is_none()
     }
 
     /// The plan for people.
     pub(super) fn describe(&self) -> String {
         let mut out = String::from("this removes from the source:\n");
-        if let Some(slot) = &self.slot {
+        for slot in self.slot.iter().chain(&self.copy_slot) {
             out.push_str(&format!("  replication slot {slot}\n"));
         }
         if let Some(publication) = &self.publication {
@@ -151,6 +153,10 @@ impl Handler for Control {
     async fn repair(&self, repair: Repair) -> Result<i64> {
         let store = Store::open(&self.config.lake.data_path, self.config.s3_settings().as_ref()).await?;
         sync::repair::repair(&self.config, &self.lake, &store, repair).await
+    }
+
+    async fn resync(&self, names: &[String]) -> Result<Vec<String>> {
+        tables::ask_for_resync(&self.lake, &self.config.name, names).await
     }
 
     fn boundary(&self) -> &Boundary {
@@ -259,11 +265,12 @@ pub(super) async fn drop_plan(config: &Config) -> Result<DropPlan> {
         None => (config.source.slot.as_str(), config.source.publication.as_str(), false),
     };
     let slot = slot::find(&session, slot_name).await?.map(|slot| slot.name);
+    let copy_slot = slot::find(&session, &slot::of_copies(slot_name)).await?.map(|slot| slot.name);
     let publication = match owned {
         true => publication::find(&session, publication_name).await?.map(|publication| publication.name),
         false => None,
     };
-    Ok(DropPlan { slot, publication })
+    Ok(DropPlan { slot, copy_slot, publication })
 }
 
 /// The pipeline's row, where there is a lake that knows it.
@@ -287,7 +294,7 @@ async fn known_pipeline(config: &Config) -> Result<Option<PipelineRow>> {
 /// `drop`: the slot first, so that nothing holds WAL back, then the publication.
 pub(super) async fn drop(config: &Config, plan: &DropPlan) -> Result<()> {
     let session = source_session(config).await?;
-    if let Some(slot) = &plan.slot {
+    for slot in plan.slot.iter().chain(&plan.copy_slot) {
         slot::drop(&session, slot).await?;
     }
     if let Some(publication) = &plan.publication {

@@ -19,6 +19,7 @@ mod report;
 mod signals;
 pub mod status;
 mod sync_point;
+mod tables;
 pub(crate) mod text;
 mod validation;
 
@@ -29,7 +30,7 @@ use clap::Parser;
 
 use crate::config::Config;
 use crate::error::{Because, Error, ErrorKind, Result};
-use arguments::{Arguments, Command, LogFormat};
+use arguments::{Arguments, Command, LogFormat, StatusArguments, TablesCommand};
 use exit::exit;
 
 /// The exit code where a validation found something.
@@ -88,16 +89,21 @@ fn run(arguments: &Arguments) -> Result<u8> {
             let outcome = block_on(progress::shown(config, sync.once, sync.resnapshot, shutdown))??;
             Ok(if sync.once && outcome.errored_tables > 0 { TABLE_ERRORED } else { 0 })
         }
-        Command::Status(status) => {
-            let config = Config::load(&arguments.overrides())?;
-            let report = block_on(engine::status(&config))??;
-            if status.json {
-                print_json(&report)?;
-            } else {
-                print(&report.render())?;
+        Command::Status(status) => show_status(arguments, status),
+        Command::Tables(tables) => match &tables.command {
+            TablesCommand::List(list) => show_status(arguments, list),
+            TablesCommand::Resync(names) => {
+                let config = Config::load(&arguments.overrides())?;
+                let asked = block_on(tables::resync(&config, names))??;
+                for table in &asked {
+                    print(&format!("{table}: a fresh copy is asked for; `duckpipe status` shows how far it is\n"))?;
+                }
+                if asked.is_empty() {
+                    print("no table is errored\n")?;
+                }
+                Ok(0)
             }
-            Ok(if report.errored_tables() > 0 { TABLE_ERRORED } else { 0 })
-        }
+        },
         Command::Drop(drop) => {
             let config = Config::load(&arguments.overrides())?;
             block_on(run_drop(&config, drop.yes))??;
@@ -136,6 +142,17 @@ fn run(arguments: &Arguments) -> Result<u8> {
             })
         }
     }
+}
+
+fn show_status(arguments: &Arguments, status: &StatusArguments) -> Result<u8> {
+    let config = Config::load(&arguments.overrides())?;
+    let report = block_on(engine::status(&config))??;
+    if status.json {
+        print_json(&report)?;
+    } else {
+        print(&report.render())?;
+    }
+    Ok(if report.errored_tables() > 0 { TABLE_ERRORED } else { 0 })
 }
 
 async fn run_drop(config: &Config, yes: bool) -> Result<()> {

@@ -6,7 +6,7 @@ pub(super) const SECTIONS: &[(&str, &[&str])] = &[
     ("source", &["url", "slot", "publication", "sslrootcert", "sslcert", "sslkey"]),
     ("lake", &["catalog", "data_path"]),
     ("s3", &["endpoint", "region", "access_key_id", "secret_access_key", "session_token", "path_style"]),
-    ("sync", &["flush_interval", "flush_bytes", "memory_limit", "snapshot_workers", "on_unrepresentable"]),
+    ("sync", &["flush_interval", "flush_bytes", "memory_limit", "snapshot_workers", "on_unrepresentable", "resync"]),
     (
         "compact",
         &[

@@ -119,6 +119,24 @@ pub struct SyncConfig {
     pub snapshot_workers: usize,
     /// What happens to a value that its lake type can't hold.
     pub on_unrepresentable: OnUnrepresentable,
+    /// Who sees to it that a table which can't go on is copied afresh.
+    pub resync: Resync,
+}
+
+/// Who sees to it that a table which can't go on is copied afresh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resync {
+    /// `sync` itself: at once where nothing else helps, else after a pause.
+    Auto,
+    /// A person, by `duckpipe tables resync`.
+    Manual,
+}
+
+impl SyncConfig {
+    /// Whether `sync` itself copies afresh a table that can't go on.
+    pub fn resyncs(&self) -> bool {
+        self.resync == Resync::Auto
+    }
 }
 
 impl Default for SyncConfig {
@@ -129,6 +147,7 @@ impl Default for SyncConfig {
             memory_limit: 512_000_000,
             snapshot_workers: 2,
             on_unrepresentable: OnUnrepresentable::Error,
+            resync: Resync::Auto,
         }
     }
 }
@@ -383,6 +402,16 @@ fn read_sync(document: &Document) -> Result<SyncConfig> {
             "null" => OnUnrepresentable::Null,
             other => {
                 let message = format!("sync.on_unrepresentable must be \"error\" or \"null\", not {other:?}");
+                return Err(wrong(&item.origin, message));
+            }
+        };
+    }
+    if let Some(item) = document.get("sync.resync") {
+        sync.resync = match item.text("sync.resync")? {
+            "auto" => Resync::Auto,
+            "manual" => Resync::Manual,
+            other => {
+                let message = format!("sync.resync must be \"auto\" or \"manual\", not {other:?}");
                 return Err(wrong(&item.origin, message));
             }
         };

@@ -59,6 +59,7 @@ data_path = {data_path}
 # memory_limit = "512MB"                # shared by buffers, writers and DuckDB
 # snapshot_workers = 2                  # connections that copy tables at the same time
 # on_unrepresentable = "error"          # a value that the lake's type can't hold: "error" stops its table, "null" drops the value
+# resync = "auto"                       # a table that can't go on is copied afresh by itself; "manual": by `duckpipe tables resync`
 
 [compact]
 # enabled = true                        # sync merges small files and drops what nobody can read any more

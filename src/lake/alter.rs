@@ -27,7 +27,7 @@ pub struct Alteration {
 /// One change of a table's columns.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ColumnChange {
-    /// A new column, behind all others.
+    /// A new column, behind all others but where it takes the place of one.
     Add {
         /// Ids that no column of the table had before: see [`Lake::next_column_id`].
         id: FieldId,
@@ -37,6 +37,8 @@ pub enum ColumnChange {
         column_type: ColumnType,
         /// The value of all rows that are there already, as DuckDB prints it; `None`: NULL. A list has none.
         shown: Option<String>,
+        /// The id of a column that goes, whose place among the others it takes.
+        instead_of: Option<i64>,
     },
     /// The column goes, with what is nested in it.
     Drop {
@@ -117,16 +119,17 @@ pub(super) fn alter(
     changes: &[ColumnChange],
 ) -> Result<Altered> {
     let mut columns = before.to_vec();
-    let mut shown = HashMap::new();
+    let (mut shown, mut places) = (HashMap::new(), HashMap::new());
     for change in changes {
         match change {
-            ColumnChange::Add { id, name, column_type, shown: value } => {
+            ColumnChange::Add { id, name, column_type, shown: value, instead_of } => {
                 if id.column_id < next {
                     let what = format!("the column id {} is taken already", id.column_id);
                     return Err(Error::new(ErrorKind::Conflict, what));
                 }
                 nest(&mut columns, id, None, name, column_type);
                 shown.extend(value.clone().map(|value| (id.column_id, value)));
+                places.extend(instead_of.map(|old| (id.column_id, old)));
             }
             ColumnChange::Drop { column_id } => {
                 present(&mut columns, *column_id)?;
@@ -147,14 +150,14 @@ pub(super) fn alter(
         }
     }
     refuse_namesakes(&columns)?;
-    let statements = statements(place, before, &columns, &shown);
+    let statements = statements(place, before, &columns, (&shown, &places));
     Ok(Altered { columns, statements })
 }
 
 fn present(columns: &mut [CatalogColumn], column_id: i64) -> Result<&mut CatalogColumn> {
     columns.iter_mut().find(|column| column.id == column_id).ok_or_else(|| {
         Error::new(ErrorKind::Table, format!("column {column_id} of the lake's table was dropped by somebody else"))
-            .remedy("copy the table anew: `duckpipe sync --resnapshot`")
+            .remedy("copy the table anew: `duckpipe tables resync`")
     })
 }
 
@@ -183,7 +186,7 @@ fn statements(
     place: &Place<'_>,
     before: &[CatalogColumn],
     after: &[CatalogColumn],
-    shown: &HashMap<i64, String>,
+    (shown, places): (&HashMap<i64, String>, &HashMap<i64, i64>),
 ) -> Vec<String> {
     let Place { tables, table_id, snapshot } = place;
     let mut statements = Vec::new();
@@ -213,19 +216,28 @@ fn statements(
         }
     }
     let added = after.iter().filter(|new| !before.iter().any(|old| old.id == new.id));
-    let added: Vec<String> = added.map(|new| row(place, new, shown.get(&new.id))).collect();
+    let added: Vec<String> = added.map(|new| row(place, new, shown.get(&new.id), places.get(&new.id))).collect();
     if !added.is_empty() {
         statements.push(format!("INSERT INTO {tables}.ducklake_column ({ROW}) VALUES {}", added.join(", ")));
     }
     statements
 }
 
-/// A new column's row. Its place among the columns is its id.
-fn row(place: &Place<'_>, column: &CatalogColumn, shown: Option<&String>) -> String {
+/// A new column's row. Its place among the columns is its id, or that of the column that it stands for.
+fn row(place: &Place<'_>, column: &CatalogColumn, shown: Option<&String>, instead_of: Option<&i64>) -> String {
     let id = column.id;
+    let order = instead_of.map_or_else(
+        || id.to_string(),
+        |old| {
+            let Place { tables, table_id, .. } = place;
+            format!(
+                "(SELECT max(column_order) FROM {tables}.ducklake_column WHERE table_id = {table_id} AND column_id = {old})"
+            )
+        },
+    );
     let default = shown.map_or("NULL", String::as_str);
     format!(
-        "({id}, {}, NULL, {}, {id}, {}, {}, {}, {}, true, {}, {}, 'duckdb')",
+        "({id}, {}, NULL, {}, {order}, {}, {}, {}, {}, true, {}, {}, 'duckdb')",
         place.snapshot,
         place.table_id,
         literal(&column.name),

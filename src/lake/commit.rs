@@ -6,6 +6,7 @@ use duckpipe_storage::{DataFile, DeleteFile};
 
 use super::Lake;
 use super::alter::Alteration;
+use super::copies;
 use super::facts::Facts;
 use super::files::latest_snapshot;
 use super::pipeline::{self, Fence, PipelineState};
@@ -15,7 +16,7 @@ use super::table::TableState;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint::failpoint;
 use crate::lsn::Lsn;
-use crate::source::table::{SourceTable, TableName};
+use crate::source::table::SourceTable;
 use crate::sql::literal;
 
 /// What one commit brings.
@@ -25,14 +26,14 @@ pub struct Commit {
     pub base_snapshot: i64,
     /// The applied position that these changes follow, where they follow one: the commit is refused at any other.
     pub follows: Option<Lsn>,
-    /// The position up to which the streaming tables are equal to the source once this is committed.
+    /// The position up to which the streaming tables are equal to the source once this is committed; with `slot`, those of that slot.
     pub lsn: Lsn,
+    /// The slot whose tables move, where that is not the pipeline's: a copy beside the stream. The pipeline stays where it is.
+    pub slot: Option<String>,
     /// When the last transaction up to there was committed at the source, in microseconds since 1970.
     pub commit_ts: Option<i64>,
     /// The tables that change.
     pub tables: Vec<TableCommit>,
-    /// The tables that stay behind, with the positions that they show.
-    pub behind: Vec<(TableName, Lsn)>,
     /// The pipeline's new state, where it changes.
     pub pipeline_state: Option<PipelineState>,
 }
@@ -126,10 +127,11 @@ impl Lake {
 
 fn write(session: &Session, fence: &Fence, commit: &Commit) -> Result<Committed> {
     let pipeline = pipeline::held(session, fence)?;
-    if pipeline.lsn.is_some_and(|applied| applied > commit.lsn) {
+    if commit.slot.is_none() && pipeline.lsn.is_some_and(|applied| applied > commit.lsn) {
         return Err(pipeline::moved_back(&pipeline, commit.lsn));
     }
     if let Some(follows) = commit.follows
+        && commit.slot.is_none()
         && pipeline.lsn != Some(follows)
     {
         // A flush whose stream was given up may still have got in: what it brought must not come twice.
@@ -150,14 +152,20 @@ fn write(session: &Session, fence: &Fence, commit: &Commit) -> Result<Committed>
         ));
     }
     let facts = Facts::read(session, fence, commit)?;
+    let mut assignments = match &commit.slot {
+        None => format!("lsn = {}", literal(&commit.lsn.to_string())),
+        Some(slot) => {
+            copies::advance(session, &pipeline, slot, (commit.follows, commit.lsn))?;
+            "lsn = lsn".to_owned()
+        }
+    };
     let mut script = Script::new(session, base, pipeline, facts);
     for table in &commit.tables {
         script.table(commit, table)?;
     }
     if changes_lake {
-        script.snapshot(commit);
+        script.snapshot(commit)?;
     }
-    let mut assignments = format!("lsn = {}", literal(&commit.lsn.to_string()));
     if let Some(state) = commit.pipeline_state {
         let _ = write!(assignments, ", state = '{state}'");
     }

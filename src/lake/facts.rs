@@ -3,18 +3,20 @@
 use std::collections::{HashMap, HashSet};
 
 use super::commit::{Commit, DeleteCommit};
+use super::copies::Shown;
 use super::files::id_list;
-use super::pipeline::Fence;
+use super::pipeline::{Fence, parse_lsn};
 use super::session::Session;
 use super::statistics::TableColumnStats;
-use super::table::TableState;
 use crate::error::{Error, ErrorKind, Result};
+use crate::lsn::Lsn;
+use crate::source::table::TableName;
 use crate::sql::literal;
 
 /// The present of a commit's tables.
 #[derive(Default)]
 pub(super) struct Facts {
-    own: HashMap<i64, TableState>,
+    own: HashMap<i64, Shown>,
     next_row_ids: HashMap<i64, i64>,
     column_stats: HashMap<i64, HashMap<i64, TableColumnStats>>,
     /// Live data files among those that deletes name, with their live delete files.
@@ -65,12 +67,18 @@ impl Facts {
 
     fn read_own(&mut self, session: &Session, fence: &Fence) -> Result<()> {
         let sql = format!(
-            "SELECT table_id, state FROM {}.duckpipe_table WHERE pipeline = {} AND table_id IS NOT NULL",
+            "SELECT table_id, target_schema, target_table, state, lsn, slot FROM {}.duckpipe_table \
+             WHERE pipeline = {} AND table_id IS NOT NULL",
             session.tables(),
             literal(&fence.pipeline)
         );
-        for (table_id, state) in session.read(&sql, |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)))? {
-            self.own.insert(table_id, state.parse()?);
+        let rows = session.read(&sql, |row| {
+            let name = TableName { schema: row.get(1)?, table: row.get(2)? };
+            let texts = (row.get::<_, String>(3)?, row.get::<_, Option<String>>(4)?);
+            Ok((row.get::<_, i64>(0)?, name, texts, row.get::<_, Option<String>>(5)?))
+        })?;
+        for (table_id, name, (state, lsn), slot) in rows {
+            self.own.insert(table_id, Shown { name, state: state.parse()?, lsn: parse_lsn(lsn)?, slot });
         }
         Ok(())
     }
@@ -131,12 +139,17 @@ impl Facts {
         Ok(())
     }
 
-    /// The state of the pipeline's own row of a table.
-    pub(super) fn state(&self, pipeline: &str, table_id: i64) -> Result<TableState> {
+    /// The pipeline's own row of a table.
+    pub(super) fn own(&self, pipeline: &str, table_id: i64) -> Result<&Shown> {
         self.own
             .get(&table_id)
-            .copied()
             .ok_or_else(|| Error::new(ErrorKind::Table, format!("the table is not one of pipeline {pipeline}")))
+    }
+
+    /// The pipeline's tables that do not show `lsn` after the commit, with the positions that they show.
+    pub(super) fn behind(&self, commit: &Commit, lsn: Option<Lsn>) -> serde_json::Map<String, serde_json::Value> {
+        let after = self.own.iter().map(|(table_id, own)| own.clone().after(*table_id, commit));
+        after.filter_map(|own| own.behind(lsn)).collect()
     }
 
     /// The next row id; `None` where the table never had data.

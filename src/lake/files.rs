@@ -89,7 +89,7 @@ pub(super) fn below_data_path(folder: &str, (path, relative): &StoredPath) -> Re
             ErrorKind::Table,
             format!("{path} is registered in the lake but lies outside its data path, where duckpipe does not look"),
         )
-        .remedy("copy the table anew: `duckpipe sync --resnapshot`")),
+        .remedy("copy the table anew: `duckpipe tables resync`")),
     }
 }
 
@@ -149,7 +149,7 @@ fn read(session: &Session, tables: &[(i64, Vec<i64>)]) -> Result<LiveFiles> {
     for (table_id, _) in tables {
         let known = session.known_table(*table_id, snapshot.schema_version)?.ok_or_else(|| {
             Error::new(ErrorKind::Table, format!("the lake's table {table_id} was dropped by somebody else"))
-                .remedy("copy the table anew: `duckpipe sync --resnapshot`")
+                .remedy("copy the table anew: `duckpipe tables resync`")
         })?;
         folders.insert(*table_id, known);
         live.files.insert(*table_id, Vec::new());
@@ -166,7 +166,7 @@ fn read(session: &Session, tables: &[(i64, Vec<i64>)]) -> Result<LiveFiles> {
         };
         let broken = |what: String| {
             Error::new(ErrorKind::Table, format!("{}: {what}", known.name))
-                .remedy("copy the table anew: `duckpipe sync --resnapshot`")
+                .remedy("copy the table anew: `duckpipe tables resync`")
         };
         if files.last().is_some_and(|last| last.data_file_id == row.file.data_file_id) {
             return Err(broken(format!("{} has two live delete files in the catalog", row.path.0)));

@@ -5,7 +5,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::sql::literal;
 
 /// The version of the tables in `schemas/` that this program reads and writes.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 
 /// The tables of [`VERSION`].
 const TABLES: [&str; 6] = [
@@ -17,10 +17,13 @@ const TABLES: [&str; 6] = [
     DEFINITIONS,
 ];
 
-/// Not in the first catalogs of this version; a program that does not know them does not need them.
+/// Not in the first catalogs of version 1; a program that does not know them does not need them.
 const LATER: [(&str, &str); 2] = [("duckpipe_request", REQUESTS), ("duckpipe_definition", DEFINITIONS)];
 const REQUESTS: &str = include_str!("../../schemas/duckpipe_request.sql");
 const DEFINITIONS: &str = include_str!("../../schemas/duckpipe_definition.sql");
+
+/// What version 2 added: an older program would take a table that another slot brings level for one of its own.
+const ADDED: [&str; 2] = ["slot", "wanted"];
 
 /// Indexes on DuckLake's own tables.
 const INDEXES: &str = include_str!("../../schemas/postgres_indexes.sql");
@@ -28,6 +31,7 @@ const INDEXES: &str = include_str!("../../schemas/postgres_indexes.sql");
 /// Makes the tables where they are missing, and returns the catalog's id.
 pub(crate) fn prepare(session: &Session) -> Result<String> {
     if session.has_table("duckpipe_format")? {
+        migrate(session)?;
         let catalog_id = check(session)?;
         for (name, table) in LATER {
             if !session.has_table(name)? {
@@ -59,6 +63,24 @@ pub(crate) fn prepare(session: &Session) -> Result<String> {
     })
 }
 
+/// Brings the tables of an older version up to this one's.
+fn migrate(session: &Session) -> Result<()> {
+    if read(session)?.0 == VERSION {
+        return Ok(());
+    }
+    session.locked_transaction(|session| match read(session)?.0 {
+        1 => {
+            let tables = session.tables();
+            for column in ADDED {
+                session.write(&format!("ALTER TABLE {tables}.duckpipe_table ADD COLUMN {column} VARCHAR"))?;
+            }
+            session.write(&format!("UPDATE {tables}.duckpipe_format SET version = {VERSION}"))
+        }
+        // This version, by a process that came first, or one that is refused.
+        _ => Ok(()),
+    })
+}
+
 fn in_catalog(session: &Session, table: &str) -> String {
     table.replace("CREATE TABLE ", &format!("CREATE TABLE {}.", session.tables()))
 }
@@ -79,10 +101,13 @@ fn index(session: &Session) -> Result<()> {
     Ok(())
 }
 
-/// The catalog's id, where duckpipe has used the catalog before.
+/// The catalog's id, where duckpipe has used the catalog before, in this version or an older one.
 pub(crate) fn catalog_id(session: &Session) -> Result<Option<String>> {
     match session.has_table("duckpipe_format")? {
-        true => check(session).map(Some),
+        true => match read(session)? {
+            (1..VERSION, catalog_id) => Ok(Some(catalog_id)),
+            _ => check(session).map(Some),
+        },
         false => Ok(None),
     }
 }
@@ -93,15 +118,25 @@ pub(crate) fn check(session: &Session) -> Result<String> {
         return Err(Error::new(ErrorKind::Precondition, "duckpipe has never written to this lake")
             .remedy("run `duckpipe sync` first"));
     }
-    let sql = format!("SELECT version, catalog_id FROM {}.duckpipe_format", session.tables());
-    let rows = session.read(&sql, |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)))?;
-    match rows.as_slice() {
-        [(VERSION, catalog_id)] => Ok(catalog_id.clone()),
-        [(version, _)] if *version > VERSION => Err(Error::new(
+    match read(session)? {
+        (VERSION, catalog_id) => Ok(catalog_id),
+        (version, _) if version > VERSION => Err(Error::new(
             ErrorKind::Precondition,
             format!("the catalog was written by a newer duckpipe: format {version}, and this one knows {VERSION}"),
         )
         .remedy("upgrade duckpipe")),
-        _ => Err(Error::new(ErrorKind::Precondition, "duckpipe_format does not hold one row of a known version")),
+        (version, _) => Err(Error::new(
+            ErrorKind::Precondition,
+            format!("the catalog is of an older duckpipe: format {version}, and this one reads {VERSION}"),
+        )
+        .remedy("let `duckpipe sync` bring it up to date")),
     }
+}
+
+/// The version and the catalog's id.
+fn read(session: &Session) -> Result<(i64, String)> {
+    let sql = format!("SELECT version, catalog_id FROM {}.duckpipe_format", session.tables());
+    let rows = session.read(&sql, |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)))?;
+    let one = <[(i64, String); 1]>::try_from(rows).ok().map(|[row]| row);
+    one.ok_or_else(|| Error::new(ErrorKind::Precondition, "duckpipe_format does not hold one row"))
 }

@@ -66,7 +66,7 @@ pub async fn locate(
                     files[file].path, other.position, files[other.file].path
                 );
                 return Err(
-                    Error::new(ErrorKind::Table, message).remedy("copy the table anew: `duckpipe sync --resnapshot`")
+                    Error::new(ErrorKind::Table, message).remedy("copy the table anew: `duckpipe tables resync`")
                 );
             }
             *place = Some(RowPosition { file, position });

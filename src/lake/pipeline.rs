@@ -3,8 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::Lake;
 use super::session::Session;
+use super::{Lake, copies};
 use crate::error::{Because, Error, ErrorKind, Result};
 use crate::lsn::Lsn;
 use crate::sql::literal;
@@ -178,12 +178,16 @@ impl Lake {
         .await
     }
 
-    /// Raises the applied position on its own: no row changed up to `lsn`. It makes no lake snapshot.
-    pub async fn advance(&self, fence: &Fence, lsn: Lsn) -> Result<()> {
-        let fence = fence.clone();
+    /// Raises the applied position on its own: no row changed up to `lsn`. It makes no lake snapshot. With `slot` it is the position
+    /// of that slot's tables.
+    pub async fn advance(&self, fence: &Fence, slot: Option<&str>, lsn: Lsn) -> Result<()> {
+        let (fence, slot) = (fence.clone(), slot.map(str::to_owned));
         self.run(move |session| {
             session.locked_transaction(|session| {
                 let row = held(session, &fence)?;
+                if let Some(slot) = &slot {
+                    return copies::advance(session, &row, slot, (None, lsn));
+                }
                 if row.lsn.is_some_and(|applied| applied > lsn) {
                     return Err(moved_back(&row, lsn));
                 }

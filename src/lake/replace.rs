@@ -10,12 +10,14 @@ use duckpipe_storage::{DataFile, DeleteFile};
 
 use super::Lake;
 use super::compaction::{ROW_ID, SNAPSHOT_ID, live_deletes};
+use super::copies::Shown;
 use super::files::{LiveDelete, Snapshot, id_list, latest_snapshot};
 use super::maintenance::Maintenance;
 use super::pipeline::{self, PipelineRow, PipelineState};
 use super::script::{file_stats, in_folder};
 use super::session::Session;
-use super::table::{TableState, read_rows};
+use super::stamp;
+use super::table::read_rows;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint::failpoint;
 use crate::sql::literal;
@@ -278,33 +280,15 @@ fn head(
         session.clock(),
         replacement.table_id,
         literal(&format!("{}: compacted {name}", pipeline.name)),
-        literal(&stamp(session, pipeline)?)
+        literal(&repeated_stamp(session, pipeline)?)
     ))
 }
 
 /// The pipeline's position once more, as its last flush stamped it.
-fn stamp(session: &Session, pipeline: &PipelineRow) -> Result<String> {
-    let condition = format!("t.pipeline = {} AND t.state = '{}'", literal(&pipeline.name), TableState::Errored);
-    let behind: serde_json::Map<String, serde_json::Value> = read_rows(session, &condition)?
-        .into_iter()
-        .filter_map(|row| Some((row.target.to_string(), row.lsn?.to_string().into())))
-        .collect();
-    // The position may have moved on since without a transaction: the last one's time stays.
-    let sql = format!(
-        "SELECT commit_extra_info FROM {}.ducklake_snapshot_changes WHERE author = 'duckpipe' \
-         AND strpos(commit_extra_info, {}) > 0 ORDER BY snapshot_id DESC LIMIT 1",
-        session.tables(),
-        literal(&format!("\"pipeline\":\"{}\"", pipeline.name))
-    );
-    let before = session.read(&sql, |row| row.get::<_, String>(0))?;
-    let before = before.first().and_then(|text| serde_json::from_str::<serde_json::Value>(text).ok());
-    let info = serde_json::json!({
-        "v": 1,
-        "pipeline": pipeline.name,
-        "system_id": pipeline.system_id,
-        "lsn": pipeline.lsn,
-        "commit_ts": before.map(|info| info["commit_ts"].clone()).unwrap_or_default(),
-        "behind": behind,
-    });
-    Ok(info.to_string())
+fn repeated_stamp(session: &Session, pipeline: &PipelineRow) -> Result<String> {
+    let condition = format!("t.pipeline = {} AND t.table_id IS NOT NULL", literal(&pipeline.name));
+    let shown = read_rows(session, &condition)?.into_iter();
+    let shown = shown.map(|row| Shown { name: row.target, state: row.state, lsn: row.lsn, slot: row.slot });
+    let behind = shown.filter_map(|shown| shown.behind(pipeline.lsn)).collect();
+    Ok(stamp::stamp(pipeline, pipeline.lsn, stamp::last_commit_ts(session, pipeline)?, behind))
 }

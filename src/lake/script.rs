@@ -12,6 +12,7 @@ use super::facts::Facts;
 use super::files::{Snapshot, id_list};
 use super::pipeline::PipelineRow;
 use super::session::Session;
+use super::stamp;
 use super::statistics::{self, Change, TableColumnStats};
 use super::table::{CatalogColumn, KnownTable, TableState};
 use crate::error::{Because, Error, ErrorKind, Result, ResultExt};
@@ -72,10 +73,12 @@ impl<'a> Script<'a> {
         let table_id = table.table_id;
         let known = self.session.known_table(table_id, self.base.schema_version)?.ok_or_else(|| {
             Error::new(ErrorKind::Table, format!("the lake's table {table_id} was dropped by somebody else"))
-                .remedy("copy the table anew: `duckpipe sync --resnapshot`")
+                .remedy("copy the table anew: `duckpipe tables resync`")
         })?;
         let context = || format!("the lake's table {}", known.name);
-        let before = self.facts.state(&self.pipeline.name, table_id).context(context)?;
+        let own = self.facts.own(&self.pipeline.name, table_id).context(context)?;
+        own.check(commit)?;
+        let before = own.state;
         let (mut data_file_ids, mut delete_file_ids) = (Vec::new(), Vec::new());
         // A file without rows is not registered. Its upload stays recorded, and is removed as an orphan.
         let data: Vec<DataFile> = table.data.iter().filter(|file| file.rows > 0).cloned().collect();
@@ -342,22 +345,21 @@ impl<'a> Script<'a> {
     }
 
     /// The snapshot's rows go first: its primary key is what two writers collide on.
-    pub(super) fn snapshot(&mut self, commit: &Commit) {
+    pub(super) fn snapshot(&mut self, commit: &Commit) -> Result<()> {
         let Snapshot { schema_version, next_catalog_id, next_file_id, .. } = self.base;
         let schema_version = schema_version + i64::from(self.alters);
         // Raised even where no file id was taken: readers keep statistics by it.
         let next_file_id = self.next_file_id.max(next_file_id + 1);
-        let behind: serde_json::Map<String, serde_json::Value> =
-            commit.behind.iter().map(|(name, lsn)| (name.to_string(), lsn.to_string().into())).collect();
-        let commit_ts = commit.commit_ts.and_then(chrono::DateTime::from_timestamp_micros);
-        let info = serde_json::json!({
-            "v": 1,
-            "pipeline": self.pipeline.name,
-            "system_id": self.pipeline.system_id,
-            "lsn": commit.lsn,
-            "commit_ts": commit_ts.map(|at| at.to_rfc3339_opts(chrono::SecondsFormat::Micros, true)),
-            "behind": behind,
-        });
+        let lsn = if commit.slot.is_none() { Some(commit.lsn) } else { self.pipeline.lsn };
+        let commit_ts = match commit.commit_ts.filter(|_| commit.slot.is_none()) {
+            Some(micros) => chrono::DateTime::from_timestamp_micros(micros),
+            // No transaction of the pipeline's: the last one's time stays.
+            None if commit.follows.is_some() || commit.slot.is_some() => {
+                stamp::last_commit_ts(self.session, &self.pipeline)?
+            }
+            None => None,
+        };
+        let info = stamp::stamp(&self.pipeline, lsn, commit_ts, self.facts.behind(commit, lsn));
         let (tables, id) = (&self.tables, self.id);
         let head = format!(
             "INSERT INTO {tables}.ducklake_snapshot (snapshot_id, snapshot_time, schema_version, next_catalog_id, next_file_id) \
@@ -367,10 +369,14 @@ impl<'a> Script<'a> {
              VALUES ({id}, {}, 'duckpipe', {}, {});\n",
             self.session.clock(),
             literal(&self.changes.join(",")),
-            literal(&format!("{} up to {}", self.pipeline.name, commit.lsn)),
-            literal(&info.to_string())
+            literal(&match &commit.slot {
+                None => format!("{} up to {}", self.pipeline.name, commit.lsn),
+                Some(_) => format!("{}: a copy up to {}", self.pipeline.name, commit.lsn),
+            }),
+            literal(&info)
         );
         self.sql.insert_str(0, &head);
+        Ok(())
     }
 }
 

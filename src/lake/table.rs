@@ -98,6 +98,17 @@ pub struct TableRow {
     pub last_commit_at: Option<i64>,
     /// Why it is errored.
     pub error: Option<String>,
+    /// The slot that brings it level with the others, where that is not its pipeline's.
+    pub slot: Option<String>,
+    /// Whether somebody asked for a fresh copy of it.
+    pub resync: bool,
+}
+
+impl TableRow {
+    /// Whether the lake's table shows the pipeline's position.
+    pub fn follows(&self) -> bool {
+        self.state == TableState::Streaming || self.state == TableState::Catchup && self.slot.is_none()
+    }
 }
 
 /// A column of the lake and the source column that fills it.
@@ -234,7 +245,7 @@ pub(super) fn catalog_columns(session: &Session, table_id: i64) -> Result<Vec<Ca
 }
 
 /// What rows show that are older than a column, by the ids of the table's current columns. DuckLake says NULL by that word.
-fn initial_defaults(session: &Session, table_id: i64) -> Result<HashMap<i64, String>> {
+pub(super) fn initial_defaults(session: &Session, table_id: i64) -> Result<HashMap<i64, String>> {
     let sql = format!(
         "SELECT column_id, initial_default FROM {}.ducklake_column WHERE table_id = {table_id} AND end_snapshot IS NULL \
          AND parent_column IS NULL AND initial_default IS NOT NULL AND initial_default <> 'NULL'",
@@ -266,7 +277,7 @@ pub(super) fn match_columns(
     }
 }
 
-fn field_id(wanted: &ColumnType, found: &CatalogColumn, columns: &[CatalogColumn]) -> Option<FieldId> {
+pub(super) fn field_id(wanted: &ColumnType, found: &CatalogColumn, columns: &[CatalogColumn]) -> Option<FieldId> {
     if found.lake_type != ducklake_type(wanted) {
         return None;
     }
@@ -331,10 +342,14 @@ impl Session {
     }
 }
 
+/// What `duckpipe_table.wanted` calls a fresh copy.
+pub(super) const RESYNC: &str = "resync";
+
 /// Columns of `duckpipe_table` in the order that [`TableRow`] is read in.
 const ROW: &str = "t.pipeline, t.source_oid, t.source_schema, t.source_table, t.target_schema, t.target_table, t.table_id, \
      t.generation, t.state, CASE WHEN t.state = 'streaming' THEN p.lsn ELSE t.lsn END AS applied, t.columns, t.rows_copied, \
-     t.rows_applied, t.values_nulled, CAST(extract(epoch FROM t.last_commit_at) * 1000000 AS BIGINT) AS committed, t.error";
+     t.rows_applied, t.values_nulled, CAST(extract(epoch FROM t.last_commit_at) * 1000000 AS BIGINT) AS committed, t.error, t.slot, \
+     t.wanted";
 
 /// Rows of `duckpipe_table` that `condition` (on `t` and `p`) holds for.
 pub(super) fn read_rows(session: &Session, condition: &str) -> Result<Vec<TableRow>> {
@@ -361,6 +376,8 @@ pub(super) fn read_rows(session: &Session, condition: &str) -> Result<Vec<TableR
             values_nulled: count(13)?,
             last_commit_at: row.get(14)?,
             error: row.get(15)?,
+            slot: row.get(16)?,
+            resync: row.get::<_, Option<String>>(17)?.as_deref() == Some(RESYNC),
         };
         Ok((read, texts))
     })?;
@@ -389,7 +406,7 @@ impl Lake {
         self.run(move |session| {
             let gone = |what: &str| {
                 Error::new(ErrorKind::Table, format!("{}: {what}", row.target))
-                    .remedy("copy the table anew: `duckpipe sync --resnapshot`")
+                    .remedy("copy the table anew: `duckpipe tables resync`")
             };
             let table_id = row.table_id.ok_or_else(|| gone("the lake's table was never made"))?;
             let (name, folder) = table_folder(session, table_id)?
@@ -414,9 +431,10 @@ impl Lake {
             .await
     }
 
-    /// The tables that were catching up are level with the source.
+    /// The tables that were catching up by the pipeline's own slot are level with the source.
     pub async fn finish_catchup(&self, fence: &Fence) -> Result<()> {
-        self.set_states(fence, &format!("state = '{}'", TableState::Catchup), TableState::Streaming).await
+        let which = format!("state = '{}' AND slot IS NULL", TableState::Catchup);
+        self.set_states(fence, &which, TableState::Streaming).await
     }
 
     async fn set_states(&self, fence: &Fence, which: &str, state: TableState) -> Result<()> {
@@ -425,7 +443,8 @@ impl Lake {
             session.locked_transaction(|session| {
                 pipeline::held(session, &fence)?;
                 session.write(&format!(
-                    "UPDATE {}.duckpipe_table SET state = '{state}', error = NULL WHERE pipeline = {} AND {which}",
+                    "UPDATE {}.duckpipe_table SET state = '{state}', error = NULL, slot = NULL, wanted = NULL \
+                     WHERE pipeline = {} AND {which}",
                     session.tables(),
                     literal(&fence.pipeline)
                 ))
@@ -434,9 +453,11 @@ impl Lake {
         .await
     }
 
-    /// Stops a table: it keeps its rows and the position at which it stands, and the reason is shown.
-    pub async fn fail_table(&self, fence: &Fence, table_id: i64, error: &str) -> Result<()> {
+    /// Stops a table: it keeps its rows and the position at which it stands, and the reason is shown. With `resync` it is to be
+    /// copied afresh.
+    pub async fn fail_table(&self, fence: &Fence, table_id: i64, error: &str, resync: bool) -> Result<()> {
         let (fence, error) = (fence.clone(), error.to_owned());
+        let wanted = if resync { literal(RESYNC) } else { "NULL".to_owned() };
         self.run(move |session| {
             session.locked_transaction(|session| {
                 pipeline::held(session, &fence)?;
@@ -446,7 +467,8 @@ impl Lake {
                     "UPDATE {tables}.duckpipe_table SET \
                      lsn = CASE WHEN state = 'streaming' THEN \
                      (SELECT p.lsn FROM {tables}.duckpipe_pipeline p WHERE p.name = {pipeline}) ELSE lsn END, \
-                     state = '{}', error = {} WHERE pipeline = {pipeline} AND table_id = {table_id}",
+                     state = '{}', error = {}, slot = NULL, wanted = {wanted} \
+                     WHERE pipeline = {pipeline} AND table_id = {table_id}",
                     TableState::Errored,
                     literal(&error)
                 ))

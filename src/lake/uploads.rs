@@ -55,6 +55,27 @@ impl Lake {
         .await
     }
 
+    /// Removes from the store what this epoch began to upload into a table's folder and never registered: nobody is to write there
+    /// any more. It stays recorded, for what is on its way nevertheless.
+    ///
+    /// # Errors
+    /// As the store's and the catalog's.
+    pub async fn remove_uploads(&self, fence: &Fence, folder: &str, store: &impl LakeStore) -> Result<()> {
+        let (fence, folder) = (fence.clone(), format!("{folder}/"));
+        let (orphans, _) = self
+            .run(move |session| {
+                session.transaction(|session| {
+                    let which = format!("epoch = {} AND starts_with(path, {})", fence.epoch, literal(&folder));
+                    find_orphans(session, &fence, &which)
+                })
+            })
+            .await?;
+        for path in &orphans {
+            store.delete(path).await?;
+        }
+        Ok(())
+    }
+
     /// Removes from the store what this pipeline's earlier epochs began to upload and the lake never registered. Returns the
     /// number of files removed.
     ///
@@ -62,8 +83,12 @@ impl Lake {
     /// ended or scheduled for deletion, is left to its own expiry and cleanup.
     pub async fn remove_orphans(&self, fence: &Fence, store: &impl LakeStore) -> Result<u64> {
         let for_thread = fence.clone();
-        let (orphans, settled) =
-            self.run(move |session| session.transaction(|session| find_orphans(session, &for_thread))).await?;
+        let (orphans, settled) = self
+            .run(move |session| {
+                session
+                    .transaction(|session| find_orphans(session, &for_thread, &format!("epoch < {}", for_thread.epoch)))
+            })
+            .await?;
         for path in &orphans {
             store.delete(path).await?;
         }
@@ -75,15 +100,12 @@ impl Lake {
     }
 }
 
-/// Uploads of dead epochs: those that nothing in the catalog names, and those that something does.
-fn find_orphans(session: &Session, fence: &Fence) -> Result<(Vec<String>, Vec<String>)> {
+/// Uploads of the pipeline for which the condition holds: those that nothing in the catalog names, and those that something does.
+fn find_orphans(session: &Session, fence: &Fence, which: &str) -> Result<(Vec<String>, Vec<String>)> {
     pipeline::held(session, fence)?;
     let tables = session.tables();
-    let sql = format!(
-        "SELECT path FROM {tables}.duckpipe_upload WHERE pipeline = {} AND epoch < {}",
-        literal(&fence.pipeline),
-        fence.epoch
-    );
+    let sql =
+        format!("SELECT path FROM {tables}.duckpipe_upload WHERE pipeline = {} AND {which}", literal(&fence.pipeline));
     let uploads = session.read(&sql, |row| row.get::<_, String>(0))?;
     split_registered(session, uploads)
 }

@@ -60,6 +60,20 @@ pub async fn describe_definition(
     describe(session, name, Some(publication), false).await
 }
 
+/// A number for each of these tables that are there, which is another one once the table's name, its columns, its key or its replica
+/// identity are. It waits for no lock.
+pub async fn definition_marks(session: &Session, oids: &[Oid]) -> Result<hashbrown::HashMap<Oid, i64>> {
+    let query = "SELECT c.oid, hashtextextended(concat_ws(' ', n.nspname, c.relname, c.relreplident, \
+                 (SELECT string_agg(concat_ws(' ', a.attnum, a.attname, a.atttypid, a.atttypmod), ',' ORDER BY a.attnum) \
+                  FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), \
+                 (SELECT string_agg(concat_ws(' ', i.indkey, i.indisprimary, i.indisreplident), ',' ORDER BY i.indexrelid) \
+                  FROM pg_index i WHERE i.indrelid = c.oid AND (i.indisprimary OR i.indisreplident))), 0) \
+                 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = ANY ($1)";
+    let rows = session.client().query(query, &[&oids]).await;
+    let rows = rows.map_err(|error| from_client(error, "Looking at the tables' definitions"))?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
 async fn describe(
     session: &Session,
     name: &TableName,

@@ -38,6 +38,12 @@ pub struct Slot {
     pub two_phase: bool,
 }
 
+/// The slot of the copies beside the stream of a pipeline's slot.
+pub fn of_copies(slot: &str) -> String {
+    // A name has at most 63 bytes, all of them ASCII.
+    format!("{}_copy", &slot[..slot.len().min(58)])
+}
+
 /// The slot of this name, if there is one.
 pub async fn find(session: &Session, name: &str) -> Result<Option<Slot>> {
     let invalidation = match session.major_version() {

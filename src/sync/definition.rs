@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use duckpipe_storage::value_text;
+use hashbrown::HashMap;
 
 use super::flush::SyncTable;
 use super::history;
@@ -50,8 +51,8 @@ pub struct Changed {
     pub source: SourceTable,
     /// On its way into the lake.
     pub table: SyncTable,
-    /// Where values go.
-    pub relation: RelationMap,
+    /// Where values go, as a message says; `None`: the next one will.
+    pub relation: Option<RelationMap>,
     /// How the lake's columns change with the first rows; `None`: they don't.
     pub alteration: Option<Alteration>,
 }
@@ -82,11 +83,26 @@ impl Definitions<'_> {
         if xid.is_none() && !is_same(&source, &now) {
             return Err(unclear(known, "by a transaction that may yet be rolled back"));
         }
+        let changed = self.changed(lake, (table, known), source, Some(relation)).await?;
+        Ok(Described::Changed(Box::new(changed)))
+    }
+
+    /// A table that is another one now, as the source describes it, and as a message does where there is one.
+    ///
+    /// # Errors
+    /// Kind `Table` where only a fresh copy can follow that.
+    pub async fn changed(
+        &self,
+        lake: &Lake,
+        (table, known): (&SyncTable, &SourceTable),
+        source: SourceTable,
+        relation: Option<&Relation>,
+    ) -> Result<Changed> {
         let layout = match layout_of(self.config, &source) {
             Some(layout) => layout.map_err(|error| unclear(known, &error.to_string()))?,
             None => return Err(unclear(known, "[[tables]] names it no longer")),
         };
-        let relation = RelationMap::new(&layout, &source, relation)?;
+        let relation = relation.map(|relation| RelationMap::new(&layout, &source, relation)).transpose()?;
         let next = lake.next_column_id(table.lake.table_id).await?;
         let mut changed = changes(table, known, (&source, &layout), next)?;
         if self.binary && !layout.reads_binary() {
@@ -102,7 +118,7 @@ impl Definitions<'_> {
         let alteration = (!changed.changes.is_empty()).then_some(Alteration { changes: changed.changes, columns });
         let progress = Arc::clone(&table.progress);
         let table = SyncTable { oid: table.oid, layout: Arc::new(layout), lake, progress };
-        Ok(Described::Changed(Box::new(Changed { source, table, relation, alteration })))
+        Ok(Changed { source, table, relation, alteration })
     }
 
     /// A table that a transaction described as it was known is that still, or has changed since then.
@@ -129,8 +145,19 @@ impl Definitions<'_> {
         Ok(())
     }
 
+    /// A number for each of these tables that is another one once its definition is.
+    ///
+    /// # Errors
+    /// Kind `Transient` where the source does not answer.
+    pub async fn marks(&self, oids: &[u32]) -> Result<HashMap<u32, i64>> {
+        catalog::definition_marks(self.session, oids).await
+    }
+
     /// The table as the catalog has it; `None` where that is not the table any more.
-    async fn now(&self, known: &SourceTable) -> Result<Option<SourceTable>> {
+    ///
+    /// # Errors
+    /// Kind `Transient` where the source does not answer.
+    pub async fn now(&self, known: &SourceTable) -> Result<Option<SourceTable>> {
         let publication = &self.config.source.publication;
         let found = catalog::describe_definition(self.session, &known.name, publication).await?;
         Ok(found.filter(|found| found.oid == known.oid))
@@ -161,7 +188,8 @@ pub fn is_same(one: &SourceTable, other: &SourceTable) -> bool {
 
 fn unclear(table: &SourceTable, why: &str) -> Error {
     Error::new(ErrorKind::Table, format!("the source's table {} changed: {why}", table.name))
-        .remedy("what its rows are now can't be told from the WAL: copy the table anew by `duckpipe sync --resnapshot`")
+        .remedy("what its rows are now can't be told from the WAL: copy the table anew by `duckpipe tables resync`")
+        .mended_by_resync()
 }
 
 /// How a table's columns change.
@@ -224,7 +252,8 @@ fn changes(
                 let shown = shown(new, source.columns.iter().find(|column| column.attnum == new.attnum))
                     .map_err(|why| unclear(&why))?;
                 result.shown.extend(shown.clone().map(|text| (id.column_id, text)));
-                result.changes.push(ColumnChange::Add { id: id.clone(), name, column_type, shown });
+                let instead_of = None;
+                result.changes.push(ColumnChange::Add { id: id.clone(), name, column_type, shown, instead_of });
                 id
             }
         };
@@ -311,7 +340,8 @@ mod tests {
                     id: added.clone(),
                     name: "a".into(),
                     column_type: ColumnType::Int8,
-                    shown: Some("7".into())
+                    shown: Some("7".into()),
+                    instead_of: None,
                 },
             ]
         );

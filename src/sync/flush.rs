@@ -207,7 +207,7 @@ pub async fn flush(pipeline: &Pipeline, flush: &Flush) -> Result<(), FlushError>
             lsn: flush.lsn,
             commit_ts: flush.commit_ts,
             tables,
-            behind: pipeline.behind(),
+            slot: pipeline.slot.clone(),
             pipeline_state: None,
         };
         match pipeline.lake.commit(&pipeline.fence, &commit).await {
@@ -351,7 +351,7 @@ fn missing(table: &SyncTable, keys: &RecordBatch, row: usize) -> Error {
         ErrorKind::Table,
         format!("{}: the source changed the row with key {key}, which the lake does not hold", table.layout.table),
     )
-    .remedy("something else changed the lake's table; take a fresh copy: `duckpipe sync --resnapshot`")
+    .remedy("something else changed the lake's table; take a fresh copy: `duckpipe tables resync`")
 }
 
 /// Writes the rows that stay.

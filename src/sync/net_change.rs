@@ -210,7 +210,7 @@ fn contradiction(layout: &TableLayout, op: Op) -> Error {
         _ => "the source changes a key that it removed before",
     };
     Error::new(ErrorKind::Table, format!("{}: {what}; lake and source have parted", layout.table))
-        .remedy("take a fresh copy: `duckpipe sync --resnapshot`")
+        .remedy("take a fresh copy: `duckpipe tables resync`")
 }
 
 /// Follows the unchanged value of `column` from `event` to the image that holds it.

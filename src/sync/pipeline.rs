@@ -1,13 +1,11 @@
 //! What all parts of a running pipeline share.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use duckpipe_storage::{BoxError, DataFileOptions, Store, UploadLog};
 
 use crate::lake::{Fence, Lake};
-use crate::lsn::Lsn;
-use crate::source::table::TableName;
 
 use super::progress::Progress;
 
@@ -25,8 +23,10 @@ pub struct Pipeline {
     pub spill_directory: PathBuf,
     /// What people see.
     pub progress: Arc<Progress>,
-    /// The tables that stand still, each with the position that its rows show.
-    pub stopped: Mutex<Vec<(TableName, Lsn)>>,
+    /// The slot of a copy beside the stream, whose tables have a position of their own; `None`: the pipeline's.
+    pub slot: Option<String>,
+    /// A table that only a fresh copy mends gets one by itself.
+    pub resyncs: bool,
 }
 
 /// How `memory_limit` is shared out, in bytes.
@@ -77,16 +77,6 @@ impl Pipeline {
     /// Records each upload in the catalog before it starts.
     pub fn upload_log(&self) -> Arc<dyn UploadLog> {
         Arc::new(CatalogUploadLog { lake: self.lake.clone(), fence: self.fence.clone() })
-    }
-
-    /// The tables that stand still, for the stamp on each snapshot.
-    pub fn behind(&self) -> Vec<(TableName, Lsn)> {
-        self.stopped.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Notes that a table stands still from now on.
-    pub fn stop_table(&self, table: TableName, lsn: Lsn) {
-        self.stopped.lock().unwrap_or_else(PoisonError::into_inner).push((table, lsn));
     }
 }
 

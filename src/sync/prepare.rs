@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::batch::layout::TableLayout;
 use crate::batch::mapping;
-use crate::config::{Config, TablePattern, select};
+use crate::config::{Config, SelectedTable, TablePattern, select, selection_of};
 use crate::error::{Error, ErrorKind, Result, ResultExt};
 use crate::lake::PipelineRow;
 use crate::lsn::Lsn;
@@ -60,31 +60,60 @@ pub async fn choose_tables(session: &Session, config: &Config, publication: Opti
     let found = catalog::list_tables(session, &patterns).await?;
     let mut chosen = Vec::new();
     for table in select(&config.tables, &found)? {
-        let name = &table.source;
-        let Some(source) = catalog::describe_table(session, name, publication).await? else {
-            return Err(
-                Error::new(ErrorKind::Precondition, format!("{name} was dropped a moment ago")).remedy("start again")
-            );
-        };
-        if source.key.is_empty() {
-            let what = format!("{name} has no primary key and no replica identity index");
-            if table.by_pattern {
-                tracing::warn!(table = %name, "{what}; it is left out");
-                continue;
+        match choose(session, &table, publication).await {
+            Err(error) if table.by_pattern && error.kind() == ErrorKind::Table => {
+                tracing::warn!(table = %table.source, "{error}; it is left out");
             }
-            return Err(Error::new(ErrorKind::Precondition, what).remedy(format!(
-                "give it one: ALTER TABLE {name} ADD PRIMARY KEY (…), or ALTER TABLE {name} REPLICA IDENTITY USING INDEX …"
-            )));
+            Err(error) if error.kind() == ErrorKind::Table => return Err(error.of_kind(ErrorKind::Precondition)),
+            found => chosen.push(found?),
         }
-        let layout = mapping::layout(&source, &table.exclude_columns, |column| table.text_columns.contains(column))
-            .context(|| name.to_string())?;
-        refuse_collisions(&layout)?;
-        chosen.push(ChosenTable { source, target: table.target, layout });
     }
     if chosen.is_empty() {
         return Err(Error::new(ErrorKind::Precondition, "no table that matches [[tables]] has a key")
             .remedy("give the tables primary keys"));
     }
+    check_access(session, config, &chosen).await?;
+    Ok(chosen)
+}
+
+/// One table of the configuration, as [`choose_tables`].
+///
+/// # Errors
+/// Kind `Table`, where it is no longer there, has no key, or is not in `[[tables]]`; as [`choose_tables`] else.
+pub async fn choose_table(
+    session: &Session,
+    config: &Config,
+    name: &TableName,
+    publication: Option<&str>,
+) -> Result<ChosenTable> {
+    let Some(selected) = selection_of(&config.tables, name) else {
+        return Err(Error::new(ErrorKind::Table, format!("{name} is not in [[tables]]")).remedy("name it there"));
+    };
+    let chosen = choose(session, &selected, publication).await?;
+    check_access(session, config, std::slice::from_ref(&chosen)).await?;
+    Ok(chosen)
+}
+
+async fn choose(session: &Session, table: &SelectedTable, publication: Option<&str>) -> Result<ChosenTable> {
+    let name = &table.source;
+    let Some(source) = catalog::describe_table(session, name, publication).await? else {
+        return Err(Error::new(ErrorKind::Table, format!("{name} is not in the source"))
+            .remedy("name in [[tables]] what the source has"));
+    };
+    if source.key.is_empty() {
+        return Err(Error::new(ErrorKind::Table, format!("{name} has no primary key and no replica identity index"))
+            .remedy(format!(
+                "give it one: ALTER TABLE {name} ADD PRIMARY KEY (…), or ALTER TABLE {name} REPLICA IDENTITY USING INDEX …"
+            )));
+    }
+    let layout = mapping::layout(&source, &table.exclude_columns, |column| table.text_columns.contains(column))
+        .context(|| name.to_string())?;
+    refuse_collisions(&layout)?;
+    Ok(ChosenTable { source, target: table.target.clone(), layout })
+}
+
+/// Every table's rows must be there to be read.
+async fn check_access(session: &Session, config: &Config, chosen: &[ChosenTable]) -> Result<()> {
     let names: Vec<TableName> = chosen.iter().map(|table| table.source.name.clone()).collect();
     for access in preflight::table_access(session, &names).await? {
         let table = chosen.iter().find(|table| table.source.name == access.name);
@@ -100,7 +129,7 @@ pub async fn choose_tables(session: &Session, config: &Config, publication: Opti
             ));
         }
     }
-    Ok(chosen)
+    Ok(())
 }
 
 /// Names in a lake are case-insensitive.

@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::{DataType, Field, Schema, UInt8Type};
@@ -24,7 +24,7 @@ use super::run::spill_directory;
 use crate::batch::change::ChangeBatch;
 use crate::config::Config;
 use crate::error::{Because, Error, ErrorKind, Result};
-use crate::lake::{Fence, Lake, PipelineState, TableState};
+use crate::lake::{Fence, Lake, PipelineState};
 use crate::lsn::Lsn;
 use crate::source::publication;
 use crate::source::session::Session;
@@ -55,7 +55,7 @@ pub async fn repair(config: &Config, lake: &Lake, store: &Store, repair: Repair)
     let tables = lake.tables(&config.name).await?;
     let known = tables.iter().find(|known| known.source_oid == repair.source_oid);
     let chosen = chosen.into_iter().find(|chosen| chosen.source.oid == repair.source_oid);
-    let (Some(known), Some(chosen)) = (known.filter(|known| known.state != TableState::Errored), chosen) else {
+    let (Some(known), Some(chosen)) = (known.filter(|known| known.follows()), chosen) else {
         return Err(Error::new(ErrorKind::Table, "the table to repair does not stream any more"));
     };
     let progress = Progress::new();
@@ -65,7 +65,6 @@ pub async fn repair(config: &Config, lake: &Lake, store: &Store, repair: Repair)
         progress: progress.table(&known.source, &known.target),
         layout: Arc::new(chosen.layout),
     };
-    let stopped = tables.iter().filter(|table| table.state == TableState::Errored);
     let pipeline = Pipeline {
         lake: lake.clone(),
         store: store.clone(),
@@ -73,7 +72,8 @@ pub async fn repair(config: &Config, lake: &Lake, store: &Store, repair: Repair)
         budget: Budget::new(config.sync.memory_limit, config.sync.flush_bytes),
         spill_directory: spill_directory(),
         progress,
-        stopped: Mutex::new(stopped.map(|table| (table.target.clone(), table.lsn.unwrap_or_default())).collect()),
+        slot: None,
+        resyncs: false,
     };
     let mut log = ChangeLog::new(table.layout.key.clone());
     for changes in repair.changes {

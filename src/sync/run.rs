@@ -7,12 +7,15 @@
 //! ```
 
 mod connections;
+mod copies;
+mod gate;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use duckpipe_storage::Store;
+use hashbrown::HashMap;
 use tokio::sync::{oneshot, watch};
 
 use crate::config::Config;
@@ -281,6 +284,7 @@ impl Runner<'_> {
         if slot.is_some() {
             slot::drop(&self.session, &source.slot).await?;
         }
+        slot::drop(&self.session, &self.copy_slot()).await?;
         if let Some(former) = former.filter(|former| *former != source.slot) {
             slot::drop(&self.session, &former).await?;
         }
@@ -321,6 +325,7 @@ impl Runner<'_> {
             workers: self.config.sync.snapshot_workers,
             on_unrepresentable: self.config.sync.on_unrepresentable,
             lsn: created.consistent_point,
+            alterations: HashMap::new(),
         };
         let finished = snapshot::copy_all(&pipeline, &copy, &holder, &tables, &self.stop).await?;
         holder.release().await;
@@ -346,14 +351,21 @@ impl Runner<'_> {
         let pipeline = self.pipeline(fence);
         self.remove_orphans(&pipeline).await?;
         let rows = self.lake.tables(&row.name).await?;
+        if rows.iter().all(|row| row.slot.is_none()) {
+            // What joined the stream just before a process died left it behind.
+            slot::drop(&self.session, &self.copy_slot()).await?;
+        }
         let recorded = self.lake.definitions(&row.name).await?;
         let mut tables: Vec<Table> = Vec::new();
         let mut state = TableState::Streaming;
         for known in &rows {
             let shown = show(&self.progress, known);
             shown.add_nulled(known.values_nulled);
+            if known.slot.is_some() || matches!(known.state, TableState::Pending | TableState::Snapshot) {
+                // It is copied beside the stream.
+                continue;
+            }
             if known.state == TableState::Errored {
-                pipeline.stop_table(known.target.clone(), known.lsn.unwrap_or_default());
                 shown.fail(known.error.as_deref().unwrap_or("errored"));
                 continue;
             }
@@ -412,9 +424,9 @@ impl Runner<'_> {
         tracing::error!(table = %row.source, %error, fix = error.remedy_text(), "the table stops; the others go on");
         let text = explain(error);
         if let Some(table_id) = row.table_id {
-            self.lake.fail_table(&pipeline.fence, table_id, &text).await?;
+            let resync = pipeline.resyncs && error.is_mended_by_resync();
+            self.lake.fail_table(&pipeline.fence, table_id, &text, resync).await?;
         }
-        pipeline.stop_table(row.target.clone(), row.lsn.unwrap_or_default());
         self.progress.table(&row.source, &row.target).fail(text);
         Ok(())
     }
@@ -438,7 +450,8 @@ impl Runner<'_> {
             budget: self.budget,
             spill_directory: spill_directory(),
             progress: Arc::clone(&self.progress),
-            stopped: std::sync::Mutex::default(),
+            slot: None,
+            resyncs: self.config.sync.resyncs(),
         })
     }
 
@@ -459,7 +472,7 @@ impl Runner<'_> {
 
 fn left_out(row: &TableRow) -> Error {
     Error::new(ErrorKind::Table, format!("{} is no longer in the source, or no longer in [[tables]]", row.source))
-        .remedy("to follow it again, name it in [[tables]] and copy everything anew: `duckpipe sync --resnapshot`")
+        .remedy("to follow it again, name it in [[tables]] and copy it anew: `duckpipe tables resync`")
 }
 
 /// Where transactions go that exceed the memory: not `/tmp`, which is memory itself on many machines.

@@ -13,7 +13,7 @@ use crate::batch::copy::CopyDecoder;
 use crate::batch::value_error::OnUnrepresentable;
 use crate::error::{Because, Error, ErrorKind, Result, ResultExt};
 use crate::lake::store::store_error;
-use crate::lake::{Commit, PipelineState, TableCommit, TableState};
+use crate::lake::{Alteration, Commit, PipelineState, TableCommit, TableState};
 use crate::lsn::Lsn;
 use crate::source::settings::SourceSettings;
 use crate::source::snapshot::{CopyColumn, SnapshotHolder, SnapshotReader};
@@ -44,6 +44,8 @@ pub struct CopyOptions<'a> {
     pub on_unrepresentable: OnUnrepresentable,
     /// The slot's consistent point: the position that the copy shows.
     pub lsn: Lsn,
+    /// How the lake's columns of some tables change with their copies, by the tables' oids.
+    pub alterations: HashMap<u32, Alteration>,
 }
 
 /// Copies all tables at the slot's snapshot, which `holder` keeps, and commits them.
@@ -94,22 +96,20 @@ pub async fn copy_all(
         if let Some(error) = failed.get(&table.oid) {
             let text = explain(error);
             tracing::error!(table = %table.layout.table, %error, fix = error.remedy_text(), "the table is left out");
-            pipeline.lake.fail_table(&pipeline.fence, table.lake.table_id, &text).await?;
-            pipeline.stop_table(table.lake.name.clone(), Lsn::ZERO);
+            pipeline.lake.fail_table(&pipeline.fence, table.lake.table_id, &text, false).await?;
             table.progress.fail(text);
         }
     }
     failpoint("snapshot_commit");
-    commit(pipeline, tables, &copied, &failed, options.lsn).await?;
+    commit(pipeline, tables, (&copied, &failed), options).await?;
     Ok(true)
 }
 
 async fn commit(
     pipeline: &Pipeline,
     tables: &[(Arc<SyncTable>, SourceTable)],
-    copied: &HashMap<u32, Copied>,
-    failed: &HashMap<u32, Error>,
-    lsn: Lsn,
+    (copied, failed): (&HashMap<u32, Copied>, &HashMap<u32, Error>),
+    CopyOptions { lsn, alterations, .. }: &CopyOptions<'_>,
 ) -> Result<()> {
     let commits: Vec<TableCommit> = tables
         .iter()
@@ -118,7 +118,7 @@ async fn commit(
             let part = copied.get(&table.oid);
             TableCommit {
                 table_id: table.lake.table_id,
-                alteration: None,
+                alteration: alterations.get(&table.oid).cloned(),
                 definition: Some(source.clone()),
                 data: part.map(|p| p.files.clone()).unwrap_or_default(),
                 deletes: Vec::new(),
@@ -136,11 +136,11 @@ async fn commit(
         let commit = Commit {
             base_snapshot,
             follows: None,
-            lsn,
+            lsn: *lsn,
             commit_ts: None,
             tables: commits.clone(),
-            behind: pipeline.behind(),
-            pipeline_state: Some(PipelineState::Streaming),
+            slot: pipeline.slot.clone(),
+            pipeline_state: pipeline.slot.is_none().then_some(PipelineState::Streaming),
         };
         match pipeline.lake.commit(&pipeline.fence, &commit).await {
             Err(error) if error.kind() == ErrorKind::Conflict => tracing::debug!(%error, "committing the copy anew"),
@@ -208,7 +208,7 @@ impl Worker {
                 Err(error) if error.kind() == ErrorKind::Table => {
                     let error = match error.remedy_text() {
                         Some(_) => error,
-                        None => error.remedy("take a fresh copy: `duckpipe sync --resnapshot`"),
+                        None => error.remedy("take a fresh copy: `duckpipe tables resync`"),
                     };
                     done.push((job.table.oid, Err(error)));
                     // The rest of the failed table still comes on that connection.

@@ -8,6 +8,7 @@ mod cut;
 mod flight;
 mod flushing;
 mod streamed;
+mod unseen;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -38,6 +39,7 @@ pub use flight::explain;
 use flight::{Flight, joined, next_flush};
 use flushing::STOP_PATIENCE;
 use streamed::Streamed;
+use unseen::Unseen;
 
 /// How a stream is to run.
 pub struct StreamOptions {
@@ -76,6 +78,8 @@ struct StreamTable {
     cut: u64,
     /// How the lake's columns change with the next flush of the table.
     alteration: Option<Alteration>,
+    /// They do so without a row that would need it.
+    alone: bool,
     /// Why the table stands still, until the catalog knows.
     failed: Option<Failure>,
 }
@@ -118,6 +122,7 @@ impl StreamTable {
         self.committed = 0;
         self.cut = 0;
         self.alteration = None;
+        self.alone = false;
         self.failed = Some(failure);
     }
 }
@@ -126,7 +131,8 @@ impl StreamTable {
 #[derive(Clone, Copy)]
 struct Waiting {
     lsn: Lsn,
-    commit_ts: i64,
+    /// Of the last of them, µs since 1970; `None`: only columns change.
+    commit_ts: Option<i64>,
     since: Instant,
 }
 
@@ -150,6 +156,8 @@ pub struct Stream<'a> {
     touched: Vec<u32>,
     /// Transactions that came in part.
     streamed: Streamed,
+    /// Changes of columns that no row tells of.
+    unseen: Unseen,
     waiting: Option<Waiting>,
     /// The position at which a flush must end.
     boundary: Option<Lsn>,
@@ -191,6 +199,7 @@ impl<'a> Stream<'a> {
                     committed: 0,
                     cut: 0,
                     alteration: None,
+                    alone: false,
                     failed: None,
                 };
                 (table.oid, stream)
@@ -211,6 +220,7 @@ impl<'a> Stream<'a> {
             paused: None,
             touched: Vec::new(),
             streamed: Streamed::default(),
+            unseen: Unseen::default(),
             waiting: None,
             received: applied,
             applied,
@@ -269,6 +279,9 @@ impl<'a> Stream<'a> {
                 }
                 if self.is_done() {
                     return Ok(());
+                }
+                if self.in_flight.is_none() && self.look_is_due() {
+                    self.look().await?;
                 }
             }
             if !holds
@@ -496,7 +509,7 @@ impl<'a> Stream<'a> {
         }
         if changed || self.waiting.is_some() {
             let since = self.waiting.map_or_else(Instant::now, |w| w.since);
-            self.waiting = Some(Waiting { lsn: end_lsn, commit_ts, since });
+            self.waiting = Some(Waiting { lsn: end_lsn, commit_ts: Some(commit_ts), since });
         }
         self.cross(self.received);
     }

@@ -116,6 +116,8 @@ impl Duckpipe {
         }
         // Hashing them takes longer than most commands of a test.
         command.env("DUCKPIPE_TRUST_EXTENSIONS", "1");
+        // A table that stops must be seen to stop: most tests want no fresh copy that hides it.
+        command.env("DUCKPIPE_SYNC__RESYNC", "manual");
         command.args(arguments).current_dir(self.folder.path()).stdin(Stdio::null());
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command

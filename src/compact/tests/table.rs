@@ -120,7 +120,7 @@ impl Table {
             lsn: Lsn(self.lsn),
             commit_ts: Some(1_700_000_000_000_000 + self.lsn as i64),
             tables: vec![commit],
-            behind: Vec::new(),
+            slot: None,
             pipeline_state: Some(PipelineState::Streaming),
         };
         assert_eq!(lab.lake.commit(&lab.fence, &commit).await.unwrap().snapshot, snapshot);

@@ -50,6 +50,7 @@ fn changes() -> Alteration {
         name: name.into(),
         column_type,
         shown: shown.map(str::to_owned),
+        instead_of: None,
     };
     let changes = vec![
         add("note", ColumnType::Text, Some("it's")),
@@ -128,12 +129,9 @@ fn element(table: &LakeTable, index: usize, data_type: DataType) -> Arc<Field> {
 
 async fn commit(lab: &Lab, lsn: u64, tables: Vec<TableCommit>) -> Result<Committed> {
     let base_snapshot = lab.lake.latest_snapshot().await.unwrap();
-    let (follows, commit_ts, behind, pipeline_state) = (None, None, Vec::new(), None);
+    let (follows, commit_ts, slot, pipeline_state) = (None, None, None, None);
     lab.lake
-        .commit(
-            &lab.fence,
-            &Commit { base_snapshot, follows, lsn: Lsn(lsn), commit_ts, tables, behind, pipeline_state },
-        )
+        .commit(&lab.fence, &Commit { base_snapshot, follows, lsn: Lsn(lsn), slot, commit_ts, tables, pipeline_state })
         .await
 }
 
@@ -269,6 +267,7 @@ async fn what_does_not_fit_the_table_leaves_nothing(kind: Kind) {
         name: name.into(),
         column_type: ColumnType::Int4,
         shown: None,
+        instead_of: None,
     };
     let cases = [
         (add(7, "new"), ErrorKind::Conflict, "taken already"),

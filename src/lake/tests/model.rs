@@ -127,7 +127,7 @@ impl Model {
             lsn: Lsn(self.lsn + 1),
             commit_ts: Some(1_700_000_000_123_456),
             tables,
-            behind: Vec::new(),
+            slot: None,
             pipeline_state: None,
         }
     }

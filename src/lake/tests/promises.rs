@@ -12,7 +12,9 @@ use super::model::{Change, Model};
 use crate::batch::layout::ColumnType;
 use crate::error::ErrorKind;
 use crate::lake::pipeline::update;
-use crate::lake::{DeleteCommit, Fence, Lake, MARKER, PipelineChange, PipelineState, TableState};
+use crate::lake::{
+    CopiedTable, DeleteCommit, Fence, Lake, LakeSettings, MARKER, PipelineChange, PipelineState, TableRow, TableState,
+};
 use crate::lsn::Lsn;
 use crate::source::table::TableName;
 
@@ -28,6 +30,8 @@ super::on_both_catalogs!(
     odd_names_work,
     unknown_bounds_hide_no_row,
     a_failed_table_keeps_its_position,
+    a_copy_beside_the_stream_has_a_position_of_its_own,
+    an_older_format_is_brought_up_to_date,
     a_foreign_table_is_refused,
     a_half_made_table_is_finished,
     orphans_go_and_registered_files_stay,
@@ -74,11 +78,11 @@ async fn a_claim_fences_the_holder_before(kind: Kind) {
     let (commit, _) = model.prepare(&lab, &[put(2, "b")], 1, false);
     let fenced = |result: Option<crate::error::Error>| assert_eq!(result.unwrap().kind(), ErrorKind::Fenced);
     fenced(lab.lake.commit(&before, &commit).await.err());
-    fenced(lab.lake.advance(&before, Lsn(u64::MAX >> 1)).await.err());
+    fenced(lab.lake.advance(&before, None, Lsn(u64::MAX >> 1)).await.err());
     fenced(lab.lake.uploads_starting(&before, &["public/t/x.parquet".into()]).await.err());
     fenced(lab.lake.set_state(&before, PipelineState::Creating, &PipelineChange::default()).await.err());
     fenced(lab.lake.create_table(&before, &new_table("u", &layout(&[("id", ColumnType::Int8)]))).await.err());
-    fenced(lab.lake.fail_table(&before, model.table.table_id, "no").await.err());
+    fenced(lab.lake.fail_table(&before, model.table.table_id, "no", false).await.err());
     assert_eq!(counts(&lab.lake).await, counted);
     // The row's own count of changed rows fences too, without the look before.
     fenced(lab.lake.run(move |session| update(session, &before, "lsn = NULL")).await.err());
@@ -187,11 +191,11 @@ async fn advancing_makes_no_snapshot(kind: Kind) {
     model.apply(&lab, &[put(1, "a")], 1, false).await.unwrap();
     let counted = counts(&lab.lake).await;
     let later = Lsn(model.lsn + 1000);
-    lab.lake.advance(&lab.fence, later).await.unwrap();
+    lab.lake.advance(&lab.fence, None, later).await.unwrap();
     assert_eq!(lab.lake.pipeline("shop").await.unwrap().unwrap().lsn, Some(later));
     // A streaming table is where its pipeline is.
     assert_eq!(lab.lake.tables("shop").await.unwrap()[0].lsn, Some(later));
-    assert!(lab.lake.advance(&lab.fence, Lsn(5)).await.is_err());
+    assert!(lab.lake.advance(&lab.fence, None, Lsn(5)).await.is_err());
     // A commit without rows only moves states and the position.
     let mut commit = model.commit_of(vec![table_commit(model.table.table_id)]);
     commit.lsn = Lsn(later.0 + 1);
@@ -204,12 +208,13 @@ async fn advancing_makes_no_snapshot(kind: Kind) {
 async fn several_tables_change_in_one_snapshot(kind: Kind) {
     let mut lab = Lab::new(kind).await;
     let mut first = Model::new(&lab, "first").await;
+    let slow = Model::new(&lab, "slow").await;
+    lab.lake.fail_table(&lab.fence, slow.table.table_id, "too slow", false).await.unwrap();
     let second = Model::new(&lab, "second").await;
     first.base = second.base;
     let (mut commit, _) = first.prepare(&lab, &[put(1, "a"), put(2, "b")], 2, false);
     commit.tables.extend(second.prepare(&lab, &[put(7, "z")], 1, false).0.tables);
     commit.tables[0].rows_copied = 2;
-    commit.behind = vec![(name("slow"), Lsn(9))];
     let committed = lab.lake.commit(&lab.fence, &commit).await.unwrap();
     assert_eq!(committed.data_file_ids.iter().map(Vec::len).collect::<Vec<_>>(), [2, 1]);
     let rows = lab.lake.tables("shop").await.unwrap();
@@ -229,7 +234,7 @@ async fn several_tables_change_in_one_snapshot(kind: Kind) {
         assert_eq!(last[0][..2], [committed.snapshot.to_string(), "duckpipe".into()]);
         let info: serde_json::Value = serde_json::from_str(&last[0][2]).unwrap();
         let expected = serde_json::json!({"v": 1, "pipeline": "shop", "system_id": "7311111111111111111",
-            "lsn": commit.lsn, "commit_ts": "2023-11-14T22:13:20.123456Z", "behind": {"public.slow": "0/9"}});
+            "lsn": commit.lsn, "commit_ts": "2023-11-14T22:13:20.123456Z", "behind": {"public.slow": "0/0"}});
         assert_eq!(info, expected);
     })
     .await;
@@ -463,14 +468,95 @@ async fn a_failed_table_keeps_its_position(kind: Kind) {
     let mut model = Model::new(&lab, "t").await;
     model.apply(&lab, &[put(1, "a")], 1, false).await.unwrap();
     let at = Lsn(model.lsn);
-    lab.lake.fail_table(&lab.fence, model.table.table_id, "it's broken").await.unwrap();
-    lab.lake.advance(&lab.fence, Lsn(at.0 + 5)).await.unwrap();
+    lab.lake.fail_table(&lab.fence, model.table.table_id, "it's broken", false).await.unwrap();
+    lab.lake.advance(&lab.fence, None, Lsn(at.0 + 5)).await.unwrap();
     let row = lab.lake.tables("shop").await.unwrap().remove(0);
     assert_eq!((row.state, row.lsn, row.error.as_deref()), (TableState::Errored, Some(at), Some("it's broken")));
     model.lsn += 10;
     model.apply(&lab, &[put(1, "fresh")], 1, true).await.unwrap();
     let row = lab.lake.tables("shop").await.unwrap().remove(0);
     assert_eq!((row.state, row.lsn, row.error), (TableState::Streaming, Some(Lsn(model.lsn)), None));
+}
+
+/// The position of the newest snapshot, and the tables that are behind it.
+async fn stamp(lab: &mut Lab) -> (serde_json::Value, serde_json::Value) {
+    let mut stamps = Vec::new();
+    lab.stock(|connection| {
+        let last = "SELECT commit_extra_info FROM lake.snapshots() ORDER BY snapshot_id DESC LIMIT 1";
+        stamps = query(connection, last);
+    })
+    .await;
+    let info: serde_json::Value = serde_json::from_str(&stamps[0][0]).unwrap();
+    (info["lsn"].clone(), info["behind"].clone())
+}
+
+async fn a_copy_beside_the_stream_has_a_position_of_its_own(kind: Kind) {
+    let mut lab = Lab::new(kind).await;
+    let mut model = Model::new(&lab, "t").await;
+    let other = Model::new(&lab, "other").await;
+    model.base = other.base;
+    model.apply(&lab, &[put(1, "a"), put(2, "b")], 1, false).await.unwrap();
+    let (table_id, at) = (model.table.table_id, Lsn(model.lsn));
+    let copied = CopiedTable { table_id, source_oid: 77, source: name("t") };
+    lab.lake.leave_stream(&lab.fence, &[table_id]).await.unwrap();
+    lab.lake.begin_copy_beside(&lab.fence, &[copied], "second").await.unwrap();
+    let row = |rows: Vec<TableRow>| rows.into_iter().find(|row| row.table_id == Some(table_id)).unwrap();
+    let begun = row(lab.lake.tables("shop").await.unwrap());
+    assert_eq!((begun.state, begun.lsn, begun.source_oid), (TableState::Snapshot, Some(at), 77));
+    assert_eq!(lab.lake.position("shop", Some("second")).await.unwrap(), None, "nothing is copied yet");
+
+    // What the stream still brings of it is refused; the pipeline goes on without it.
+    let mut commit = model.commit_of(vec![table_commit(table_id)]);
+    commit.follows = Some(at);
+    assert_eq!(lab.lake.commit(&lab.fence, &commit).await.unwrap_err().kind(), ErrorKind::Table);
+    let mut commit = model.commit_of(vec![table_commit(other.table.table_id)]);
+    (commit.lsn, commit.tables[0].replace) = (Lsn(at.0 + 10), true);
+    model.base = lab.lake.commit(&lab.fence, &commit).await.unwrap().snapshot;
+    assert_eq!(
+        stamp(&mut lab).await,
+        (Lsn(at.0 + 10).to_string().into(), serde_json::json!({"public.t": at.to_string()}))
+    );
+
+    // The copy's rows come at a position of its own, which the pipeline's does not follow.
+    let (mut commit, _) = model.prepare(&lab, &[put(5, "fresh")], 1, true);
+    (commit.slot, commit.lsn) = (Some("second".into()), Lsn(at.0 + 30));
+    commit.tables[0].state = TableState::Catchup;
+    model.base = lab.lake.commit(&lab.fence, &commit).await.unwrap().snapshot;
+    let behind = serde_json::json!({"public.t": Lsn(at.0 + 30).to_string()});
+    assert_eq!(stamp(&mut lab).await, (Lsn(at.0 + 10).to_string().into(), behind));
+    assert_eq!(lab.lake.position("shop", Some("second")).await.unwrap(), Some(Lsn(at.0 + 30)));
+    assert_eq!(lab.lake.pipeline("shop").await.unwrap().unwrap().lsn, Some(Lsn(at.0 + 10)));
+    (commit.follows, commit.base_snapshot) = (Some(at), model.base);
+    let refused = lab.lake.commit(&lab.fence, &commit).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Transient, "{refused}");
+    assert!(lab.lake.advance(&lab.fence, Some("second"), Lsn(at.0 + 20)).await.is_err(), "backwards");
+    lab.lake.advance(&lab.fence, Some("second"), Lsn(at.0 + 40)).await.unwrap();
+
+    // It joins where both are at one position, and only there.
+    assert!(lab.lake.join(&lab.fence, "second", Lsn(at.0 + 40)).await.is_err());
+    lab.lake.advance(&lab.fence, None, Lsn(at.0 + 40)).await.unwrap();
+    lab.lake.join(&lab.fence, "second", Lsn(at.0 + 40)).await.unwrap();
+    let joined = row(lab.lake.tables("shop").await.unwrap());
+    assert_eq!((joined.state, joined.lsn, joined.slot), (TableState::Streaming, Some(Lsn(at.0 + 40)), None));
+    lab.stock(|connection| assert_eq!(query(connection, "SELECT id FROM lake.public.t"), [["5"]])).await;
+}
+
+async fn an_older_format_is_brought_up_to_date(kind: Kind) {
+    let lab = Lab::new(kind).await;
+    Model::new(&lab, "t").await;
+    let older = "ALTER TABLE {m}.duckpipe_table DROP COLUMN slot; ALTER TABLE {m}.duckpipe_table DROP COLUMN wanted; \
+                 DROP TABLE {m}.duckpipe_definition; DROP TABLE {m}.duckpipe_request; UPDATE {m}.duckpipe_format SET version = 1";
+    lab.lake.run(move |session| session.write(&older.replace("{m}", &session.tables()))).await.unwrap();
+    lab.lake.clone().shutdown().await;
+    let reading = LakeSettings { read_only: true, ..lab.settings.clone() };
+    let error = Lake::open(&reading).await.unwrap_err();
+    assert!(error.to_string().contains("older duckpipe"), "{error}");
+    Lake::open(&lab.settings).await.unwrap().shutdown().await;
+    let lake = Lake::open(&reading).await.unwrap();
+    let row = lake.tables("shop").await.unwrap().remove(0);
+    assert_eq!((row.source, row.slot, row.resync), (name("t"), None, false));
+    assert!(lake.definitions("shop").await.unwrap().is_empty());
+    lake.shutdown().await;
 }
 
 async fn a_foreign_table_is_refused(kind: Kind) {
@@ -605,7 +691,7 @@ async fn a_newer_format_is_refused(kind: Kind) {
         let lake = lab.lake.clone();
         async move { lake.run(move |session| session.write(&sql.replace("{m}", &session.tables()))).await.unwrap() }
     };
-    statement("UPDATE {m}.duckpipe_format SET version = 2").await;
+    statement("UPDATE {m}.duckpipe_format SET version = 3").await;
     lab.lake.clone().shutdown().await;
     let error = Lake::open(&lab.settings).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Precondition);

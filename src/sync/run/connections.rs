@@ -1,14 +1,19 @@
 //! A stream over as many connections to the source as it takes.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
+
+use super::gate::Gate;
 use super::{Outcome, Runner, Table, take_turn};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lake::{Fence, TableState};
 use crate::lsn::Lsn;
 use crate::source::replication::{ReplicationConnection, StreamOptions as WalOptions};
 use crate::source::session::Session;
+use crate::sync::boundary::Boundary;
 use crate::sync::definition::Definitions;
 use crate::sync::pipeline::Pipeline;
 use crate::sync::prepare;
@@ -19,8 +24,20 @@ const ATTEMPTS_ONCE: u32 = 6;
 /// The longest pause between two connections to the source.
 const MOST_BACKOFF: Duration = Duration::from_secs(30);
 
+/// What one connection reads.
+pub(super) struct Reading<'a> {
+    /// A session in the source beside it.
+    pub(super) session: &'a Session,
+    pub(super) slot: &'a str,
+    pub(super) from: Lsn,
+    /// The tables' state, and the position at which one that catches up is level; `None`: where the source is now.
+    pub(super) state: (TableState, Option<Lsn>),
+    pub(super) until: Option<Lsn>,
+    pub(super) boundary: Arc<Boundary>,
+}
+
 impl Runner<'_> {
-    /// Streams, over as many connections as it takes.
+    /// Streams, over as many connections as it takes, and copies tables beside that.
     pub(super) async fn stream(
         &self,
         pipeline: &Arc<Pipeline>,
@@ -29,22 +46,58 @@ impl Runner<'_> {
         state: TableState,
         until: Option<Lsn>,
     ) -> Result<Outcome> {
+        for (table, _) in tables {
+            table.progress.set_state(state);
+        }
+        let (tables, gate) = (SharedTables::new(tables.to_vec()), Gate::new());
+        let stream = self.follow(pipeline, (&tables, &gate), from, state, until);
+        if until.is_some() {
+            // It ends where the source is now: a copy would begin after that.
+            return stream.await;
+        }
+        tokio::select! {
+            outcome = stream => outcome,
+            Err(error) = self.copy_beside(pipeline, &tables, &gate) => Err(error),
+        }
+    }
+
+    async fn follow(
+        &self,
+        pipeline: &Arc<Pipeline>,
+        (tables, gate): (&SharedTables, &Gate),
+        from: Lsn,
+        state: TableState,
+        until: Option<Lsn>,
+    ) -> Result<Outcome> {
         let mut from = from;
         let mut pause = Duration::from_millis(200);
         let mut failures = 0;
         let mut renewed: Option<Session> = None;
-        for (table, _) in tables {
-            table.progress.set_state(state);
-        }
-        let tables = SharedTables::new(tables.to_vec());
         loop {
             let started = tokio::time::Instant::now();
             let session = renewed.as_ref().unwrap_or(&self.session);
+            let slot = self.config.source.slot.as_str();
+            let boundary = Arc::clone(&self.boundary);
+            let reading = Reading { session, slot, from, state: (state, None), until, boundary };
+            let (end, ended) = watch::channel(false);
             let ended = tokio::select! {
-                ended = self.stream_once(session, pipeline, &tables, from, state, until) => ended,
+                ended = self.stream_once(pipeline, tables, reading, ended) => ended,
                 error = self.watch_source(session) => Err(error),
+                never = self.end_stream(gate, end) => match never {},
             };
+            let stopped = *self.stop.borrow();
             let error = match ended {
+                Ok(_) if gate.is_closed() && !stopped => {
+                    // A flush that was given up on may have got in for all that.
+                    let stands = self.lake.position(&self.config.name, None).await?;
+                    from = stands.unwrap_or(from);
+                    tokio::select! {
+                        () = gate.stand(from) => {}
+                        error = self.watch_source(session) => tracing::debug!(%error, "while the stream stands"),
+                        () = self.told_to_stop() => {}
+                    }
+                    continue;
+                }
                 Ok(_) => return self.outcome().await,
                 Err(error) if error.kind() == ErrorKind::Transient => error,
                 Err(error) => return Err(error),
@@ -68,6 +121,21 @@ impl Runner<'_> {
                 None => return self.outcome().await,
             }
         }
+    }
+
+    /// Tells the stream to end, when the process is told to, or a copy wants it to stand still. Never returns.
+    async fn end_stream(&self, gate: &Gate, end: watch::Sender<bool>) -> Infallible {
+        tokio::select! {
+            () = self.told_to_stop() => {}
+            () = gate.closed() => {}
+        }
+        end.send_replace(true);
+        std::future::pending().await
+    }
+
+    async fn told_to_stop(&self) {
+        // The sender lives as long as the process.
+        let _ = self.stop.clone().wait_for(|stop| *stop).await;
     }
 
     /// Waits until the source answers again and still continues the lake. Returns a new session, where the old one is broken,
@@ -131,22 +199,21 @@ impl Runner<'_> {
         }
     }
 
-    async fn stream_once(
+    /// Streams over one connection; returns the applied position.
+    pub(super) async fn stream_once(
         &self,
-        session: &Session,
         pipeline: &Arc<Pipeline>,
         tables: &SharedTables,
-        from: Lsn,
-        state: TableState,
-        until: Option<Lsn>,
+        reading: Reading<'_>,
+        stop: watch::Receiver<bool>,
     ) -> Result<Lsn> {
+        let Reading { session, slot, from, state: (state, level_at), until, boundary } = reading;
         let replication = ReplicationConnection::connect(&self.settings).await?;
-        let source = &self.config.source;
         let binary = tables.all().iter().all(|(table, _)| table.layout.reads_binary());
         let wal = replication
             .start(&WalOptions {
-                slot: source.slot.clone(),
-                publication: source.publication.clone(),
+                slot: slot.to_owned(),
+                publication: self.config.source.publication.clone(),
                 from,
                 binary,
                 streaming: true,
@@ -157,17 +224,16 @@ impl Runner<'_> {
             flush_interval: self.config.sync.flush_interval,
             on_unrepresentable: self.config.sync.on_unrepresentable,
             until,
-            boundary: Arc::clone(&self.boundary),
+            boundary,
             attempts: self.options.once.then_some(ATTEMPTS_ONCE),
         };
         // Tables that catch up are level with the others where the source was when the stream began.
-        let level_at = match until {
-            Some(until) => until,
+        let level_at = match level_at.or(until) {
+            Some(level_at) => level_at,
             None => session.flushed_position().await?,
         };
         let definitions = Definitions { session, config: self.config, binary };
-        Stream::new(Arc::clone(pipeline), options, wal, (definitions, tables), from, (state, level_at))
-            .run(self.stop.clone())
-            .await
+        let place = (state, level_at);
+        Stream::new(Arc::clone(pipeline), options, wal, (definitions, tables), from, place).run(stop).await
     }
 }

@@ -48,8 +48,14 @@ impl SharedTables {
     }
 
     /// A table that stopped is not taken up again by a later connection: changes of it were passed over.
-    pub(super) fn remove(&self, oid: u32) {
+    pub fn remove(&self, oid: u32) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|(table, _)| table.oid != oid);
+    }
+
+    /// A table that is where the others are.
+    pub fn add(&self, table: (Arc<SyncTable>, SourceTable)) {
+        self.remove(table.0.oid);
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(table);
     }
 
     fn replace(&self, table: &Arc<SyncTable>, source: &SourceTable) {
@@ -132,13 +138,15 @@ impl Stream<'_> {
         Ok(())
     }
 
-    fn change_columns(&mut self, changed: Changed) {
+    pub(super) fn change_columns(&mut self, changed: Changed) {
         let Changed { source, table: new, relation, alteration } = changed;
         let Some(table) = self.tables.get_mut(&new.oid) else { return };
         if table.events() > 0 || table.alteration.is_some() {
             let what =
                 format!("one transaction of the source changed the rows of {} and then its columns", source.name);
-            let error = Error::new(ErrorKind::Table, what).remedy("copy the table anew: `duckpipe sync --resnapshot`");
+            let error = Error::new(ErrorKind::Table, what)
+                .remedy("copy the table anew: `duckpipe tables resync`")
+                .mended_by_resync();
             table.fail(Failure::New(error));
             return;
         }
@@ -146,7 +154,7 @@ impl Stream<'_> {
         table.log = ChangeLog::new(new.layout.key.clone());
         table.builder = ChangeBuilder::new(Arc::clone(&new.layout), table.on_unrepresentable);
         table.table = Arc::new(new);
-        (table.source, table.relation, table.alteration) = (source, Some(relation), alteration);
+        (table.source, table.relation, table.alteration) = (source, relation, alteration);
         table.unrecorded = true;
         if table.alteration.is_none() {
             self.shared.replace(&table.table, &table.source);

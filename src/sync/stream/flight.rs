@@ -25,11 +25,11 @@ pub fn explain(error: &Error) -> String {
     }
 }
 
-pub(super) async fn record_failure(pipeline: &Pipeline, table: &SyncTable, error: &Error, applied: Lsn) -> Result<()> {
+pub(super) async fn record_failure(pipeline: &Pipeline, table: &SyncTable, error: &Error) -> Result<()> {
     tracing::error!(table = %table.layout.table, %error, fix = error.remedy_text(), "the table stops; the others go on");
     let text = explain(error);
-    pipeline.lake.fail_table(&pipeline.fence, table.lake.table_id, &text).await?;
-    pipeline.stop_table(table.lake.name.clone(), applied);
+    let resync = pipeline.resyncs && error.is_mended_by_resync();
+    pipeline.lake.fail_table(&pipeline.fence, table.lake.table_id, &text, resync).await?;
     table.progress.fail(text);
     Ok(())
 }
@@ -44,7 +44,7 @@ async fn until_done(pipeline: &Pipeline, mut what: Flush, attempts: Option<u32>)
             Err(failure) => failure,
         };
         if let Some(table) = failure.table {
-            record_failure(pipeline, &table, &failure.error, what.follows).await?;
+            record_failure(pipeline, &table, &failure.error).await?;
             failed.push(table.oid);
             what.logs.retain(|(other, _)| other.oid != table.oid);
             continue;
@@ -56,13 +56,13 @@ async fn until_done(pipeline: &Pipeline, mut what: Flush, attempts: Option<u32>)
         let pause = Duration::from_millis(250 * 2u64.pow(tries.min(7)));
         tracing::warn!(error = %failure.error, ?pause, "the flush failed; trying again");
         tokio::time::sleep(pause).await;
-        if let Ok(Some(row)) = pipeline.lake.pipeline(&pipeline.fence.pipeline).await {
+        if let Ok(Some(lsn)) = pipeline.lake.position(&pipeline.fence.pipeline, pipeline.slot.as_deref()).await {
             // The connection may have broken after the catalog committed.
-            if row.lsn >= Some(what.lsn) {
+            if lsn >= what.lsn {
                 return Ok(Flushed { lsn: what.lsn, failed });
             }
             // Or a flush of a stream that was given up got in before: this stream must begin again after it.
-            if row.lsn != Some(what.follows) {
+            if lsn != what.follows {
                 return Err(failure.error);
             }
         }

@@ -12,6 +12,7 @@ use crate::lake::TableState;
 use crate::lsn::Lsn;
 use crate::sync::failpoint::failpoint;
 use crate::sync::flush::{Flush, RowsOfAKey};
+use crate::sync::pipeline::Pipeline;
 
 /// Idle positions are written to the catalog at most this often.
 const ADVANCE_INTERVAL: Duration = Duration::from_secs(10);
@@ -40,7 +41,7 @@ impl Stream<'_> {
         let (mut logs, mut alterations, mut definitions) = (Vec::new(), HashMap::new(), HashMap::new());
         for (oid, table) in self.tables.iter_mut().filter(|(_, table)| table.failed.is_none()) {
             let events = if cut { std::mem::take(&mut table.cut) } else { table.committed };
-            if events == 0 {
+            if events == 0 && !std::mem::take(&mut table.alone) {
                 continue;
             }
             table.seal()?;
@@ -58,7 +59,7 @@ impl Stream<'_> {
         let flush = Flush {
             follows: self.applied,
             lsn: waiting.lsn,
-            commit_ts: Some(waiting.commit_ts),
+            commit_ts: waiting.commit_ts,
             logs,
             alterations,
             definitions,
@@ -82,7 +83,7 @@ impl Stream<'_> {
         self.applied = flushed.lsn;
         self.advanced_at = Instant::now();
         // Shown first: nobody may see the slot ahead of what the lake is said to hold.
-        self.pipeline.progress.applied(flushed.lsn);
+        self.show_applied(flushed.lsn);
         self.pipeline.progress.committed();
         self.wal.confirm(flushed.lsn);
         Ok(())
@@ -101,12 +102,22 @@ impl Stream<'_> {
     }
 
     pub(super) async fn advance_to(&mut self, position: Lsn) -> Result<()> {
-        self.pipeline.lake.advance(&self.pipeline.fence, position).await?;
+        let Pipeline { lake, fence, slot, .. } = &*self.pipeline;
+        lake.advance(fence, slot.as_deref(), position).await?;
         self.applied = position;
         self.advanced_at = Instant::now();
-        self.pipeline.progress.applied(position);
+        self.show_applied(position);
         self.wal.confirm(position);
         Ok(())
+    }
+
+    fn show_applied(&self, position: Lsn) {
+        self.pipeline.progress.applied(position);
+        if self.pipeline.slot.is_some() {
+            for table in self.tables.values().filter(|table| table.failed.is_none()) {
+                table.table.progress.applied(position);
+            }
+        }
     }
 
     pub(super) async fn finish_catchup(&mut self) -> Result<()> {
@@ -123,7 +134,7 @@ impl Stream<'_> {
     pub(super) async fn record_failures(&mut self) -> Result<()> {
         for table in self.tables.values_mut() {
             if let Some(Failure::New(error)) = &table.failed {
-                record_failure(&self.pipeline, &table.table, error, self.applied).await?;
+                record_failure(&self.pipeline, &table.table, error).await?;
                 self.shared.remove(table.table.oid);
                 table.failed = Some(Failure::Recorded);
             }

@@ -154,13 +154,13 @@ impl Streamed {
         append: impl FnOnce(&mut ChangeBuilder, &RelationMap) -> Result<()>,
     ) -> Result<()> {
         let streamed = self.table(oid, table)?;
-        let appended =
-            match (&streamed.relation, &table.relation) {
-                (Seen::Now(relation), _) | (Seen::Before, Some(relation)) => append(&mut streamed.builder, relation),
-                (Seen::Unfit(why), _) => Err(Error::new(ErrorKind::Table, why.clone())
-                    .remedy("copy the table anew: `duckpipe sync --resnapshot`")),
-                (Seen::Before, None) => Err(super::undescribed(oid)),
-            };
+        let appended = match (&streamed.relation, &table.relation) {
+            (Seen::Now(relation), _) | (Seen::Before, Some(relation)) => append(&mut streamed.builder, relation),
+            (Seen::Unfit(why), _) => Err(Error::new(ErrorKind::Table, why.clone())
+                .remedy("copy the table anew: `duckpipe tables resync`")
+                .mended_by_resync()),
+            (Seen::Before, None) => Err(super::undescribed(oid)),
+        };
         streamed.xids.resize(streamed.builder.rows(), xid);
         streamed.note(xid, appended)?;
         if super::is_batch(&streamed.builder) {

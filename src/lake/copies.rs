@@ -1,0 +1,248 @@
+//! Tables that are copied beside the stream of their pipeline, by a slot of their own, until they are level with it.
+//!
+//! All tables of such a copy have one position: that slot's. It is a column of their rows, and moves with the commits that name the slot.
+
+use super::Lake;
+use super::commit::Commit;
+use super::files::id_list;
+use super::pipeline::{self, Fence, PipelineRow, parse_lsn};
+use super::session::Session;
+use super::table::{RESYNC, TableState};
+use crate::error::{Error, ErrorKind, Result};
+use crate::lsn::Lsn;
+use crate::source::table::TableName;
+use crate::sql::literal;
+
+/// A table that a copy beside the stream begins.
+#[derive(Clone, Debug)]
+pub struct CopiedTable {
+    /// DuckLake's `table_id`.
+    pub table_id: i64,
+    /// The source table's oid.
+    pub source_oid: u32,
+    /// The source table.
+    pub source: TableName,
+}
+
+impl Lake {
+    /// These tables are to be copied beside the stream, which brings no changes of them any more: they keep their rows, and the
+    /// position that the pipeline has now.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Fenced`] where another process holds the pipeline.
+    pub async fn leave_stream(&self, fence: &Fence, table_ids: &[i64]) -> Result<()> {
+        let (fence, ids) = (fence.clone(), id_list(table_ids.iter().copied()));
+        self.run(move |session| {
+            session.locked_transaction(|session| {
+                let row = pipeline::held(session, &fence)?;
+                let lsn = row.lsn.map_or_else(|| "NULL".to_owned(), |lsn| literal(&lsn.to_string()));
+                session.write(&format!(
+                    "UPDATE {}.duckpipe_table SET state = '{}', lsn = {lsn} \
+                     WHERE pipeline = {} AND state = '{}' AND table_id IN ({ids})",
+                    session.tables(),
+                    TableState::Pending,
+                    literal(&fence.pipeline),
+                    TableState::Streaming
+                ))
+            })
+        })
+        .await
+    }
+
+    /// A copy of these tables, none of which streams, begins by a slot that is yet to be made. Each keeps its rows, and the position that they show.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Fenced`] where another process holds the pipeline.
+    pub async fn begin_copy_beside(&self, fence: &Fence, tables: &[CopiedTable], slot: &str) -> Result<()> {
+        let (fence, tables, slot) = (fence.clone(), tables.to_vec(), literal(slot));
+        self.run(move |session| {
+            session.locked_transaction(|session| {
+                pipeline::held(session, &fence)?;
+                for CopiedTable { table_id, source_oid, source } in &tables {
+                    session.write(&format!(
+                        "UPDATE {}.duckpipe_table SET state = '{}', slot = {slot}, wanted = NULL, error = NULL, \
+                         source_oid = {source_oid}, source_schema = {}, source_table = {} \
+                         WHERE pipeline = {} AND table_id = {table_id}",
+                        session.tables(),
+                        TableState::Snapshot,
+                        literal(&source.schema),
+                        literal(&source.table),
+                        literal(&fence.pipeline)
+                    ))?;
+                }
+                Ok(())
+            })
+        })
+        .await
+    }
+
+    /// The copy of these tables can't go on; another one is to be made.
+    ///
+    /// # Errors
+    /// As [`Lake::begin_copy_beside`].
+    pub async fn give_copy_up(&self, fence: &Fence, table_ids: &[i64]) -> Result<()> {
+        let (fence, ids) = (fence.clone(), id_list(table_ids.iter().copied()));
+        self.run(move |session| {
+            session.locked_transaction(|session| {
+                pipeline::held(session, &fence)?;
+                session.write(&format!(
+                    "UPDATE {}.duckpipe_table SET state = '{}', slot = NULL, wanted = '{RESYNC}' \
+                     WHERE pipeline = {} AND table_id IN ({ids})",
+                    session.tables(),
+                    TableState::Pending,
+                    literal(&fence.pipeline)
+                ))
+            })
+        })
+        .await
+    }
+
+    /// Whether the tables of a slot are at the pipeline's position, which is `lsn`: they stream with the others from then on.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Transient`] where they are not level. Nothing was written then.
+    pub async fn join(&self, fence: &Fence, slot: &str, lsn: Lsn) -> Result<()> {
+        let (fence, slot) = (fence.clone(), slot.to_owned());
+        self.run(move |session| {
+            session.locked_transaction(|session| {
+                let row = pipeline::held(session, &fence)?;
+                let at = position(session, &row.name, &slot)?;
+                if row.lsn != Some(lsn) || at != Some(lsn) {
+                    let shown = |lsn: Option<Lsn>| lsn.unwrap_or_default();
+                    let what = format!("the copy is at {}, the stream at {}, not {lsn}", shown(at), shown(row.lsn));
+                    return Err(Error::new(ErrorKind::Transient, what));
+                }
+                session.write(&format!(
+                    "UPDATE {}.duckpipe_table SET state = '{}', slot = NULL, error = NULL WHERE {}",
+                    session.tables(),
+                    TableState::Streaming,
+                    followers(&row.name, &slot)
+                ))
+            })
+        })
+        .await
+    }
+
+    /// The position of a pipeline's tables that a slot of their own brings level; with `None` that of the pipeline.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Transient`] where the catalog fails.
+    pub async fn position(&self, pipeline: &str, slot: Option<&str>) -> Result<Option<Lsn>> {
+        let (name, slot) = (pipeline.to_owned(), slot.map(str::to_owned));
+        self.run(move |session| match slot {
+            Some(slot) => position(session, &name, &slot),
+            None => Ok(pipeline::read(session, &name)?.and_then(|row| row.lsn)),
+        })
+        .await
+    }
+
+    /// Asks for a fresh copy of the pipeline's tables, by their names in the source; a running `sync` sees to it. Says how many of
+    /// them there are.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Transient`] where the catalog fails.
+    pub async fn ask_for_resync(&self, pipeline: &str, sources: &[TableName]) -> Result<()> {
+        let (pipeline, sources) = (literal(pipeline), sources.to_vec());
+        self.run(move |session| {
+            session.locked_transaction(|session| {
+                for source in &sources {
+                    session.write(&format!(
+                        "UPDATE {}.duckpipe_table SET wanted = '{RESYNC}' \
+                         WHERE pipeline = {pipeline} AND source_schema = {} AND source_table = {}",
+                        session.tables(),
+                        literal(&source.schema),
+                        literal(&source.table)
+                    ))?;
+                }
+                Ok(())
+            })
+        })
+        .await
+    }
+}
+
+/// The condition on `duckpipe_table` for the tables that a slot brings level, and that were copied.
+fn followers(pipeline: &str, slot: &str) -> String {
+    format!("pipeline = {} AND slot = {} AND state = '{}'", literal(pipeline), literal(slot), TableState::Catchup)
+}
+
+fn position(session: &Session, pipeline: &str, slot: &str) -> Result<Option<Lsn>> {
+    let sql =
+        format!("SELECT DISTINCT lsn FROM {}.duckpipe_table WHERE {}", session.tables(), followers(pipeline, slot));
+    let mut positions = session.read(&sql, |row| row.get::<_, Option<String>>(0))?.into_iter();
+    match (positions.next(), positions.next()) {
+        (position, None) => parse_lsn(position.flatten()),
+        _ => Err(Error::new(ErrorKind::Internal, format!("tables of the slot {slot} are at different positions"))),
+    }
+}
+
+/// Refuses a commit that does not follow the slot's position, and moves that.
+pub(super) fn advance(
+    session: &Session,
+    pipeline: &PipelineRow,
+    slot: &str,
+    (follows, lsn): (Option<Lsn>, Lsn),
+) -> Result<()> {
+    let at = position(session, &pipeline.name, slot)?;
+    if follows.is_some() && follows != at || at.is_some_and(|at| at > lsn) {
+        let what = format!("these changes do not follow {}, where the slot {slot} is", at.unwrap_or_default());
+        return Err(Error::new(ErrorKind::Transient, what));
+    }
+    session.write(&format!(
+        "UPDATE {}.duckpipe_table SET lsn = {} WHERE {}",
+        session.tables(),
+        literal(&lsn.to_string()),
+        followers(&pipeline.name, slot)
+    ))
+}
+
+/// A table of a pipeline as a stamp speaks of it.
+#[derive(Clone, Debug)]
+pub(super) struct Shown {
+    pub(super) name: TableName,
+    pub(super) state: TableState,
+    pub(super) lsn: Option<Lsn>,
+    pub(super) slot: Option<String>,
+}
+
+impl Shown {
+    /// Refuses a commit of another reader than the one that brings the table on.
+    pub(super) fn check(&self, commit: &Commit) -> Result<()> {
+        let begins = self.state == TableState::Snapshot && commit.follows.is_none();
+        let goes_on = matches!(self.state, TableState::Streaming | TableState::Catchup);
+        if self.slot == commit.slot && (begins || goes_on || commit.follows.is_none() && commit.slot.is_none()) {
+            return Ok(());
+        }
+        let by = self.slot.as_deref().map_or_else(|| "the stream".to_owned(), |slot| format!("the slot {slot}"));
+        Err(Error::new(
+            ErrorKind::Table,
+            format!("{} is {}, by {by}: these changes are another reader's", self.name, self.state),
+        )
+        .remedy("copy the table anew: `duckpipe tables resync`"))
+    }
+
+    /// The table after a commit.
+    pub(super) fn after(mut self, table_id: i64, commit: &Commit) -> Shown {
+        let own = commit.tables.iter().find(|table| table.table_id == table_id);
+        if let Some(own) = own {
+            self.state = own.state;
+            if own.state != TableState::Errored {
+                self.lsn = own.lsn.or(Some(commit.lsn));
+            }
+        } else if self.slot.is_some() && self.slot == commit.slot && self.state == TableState::Catchup {
+            self.lsn = Some(commit.lsn);
+        }
+        self
+    }
+
+    /// What a stamp with this position says of the table: its name, and the position that it shows instead.
+    pub(super) fn behind(&self, lsn: Option<Lsn>) -> Option<(String, serde_json::Value)> {
+        let follows = match self.state {
+            TableState::Streaming => true,
+            // Level with the pipeline, whose first copy it is part of.
+            TableState::Catchup => self.slot.is_none() || self.lsn == lsn,
+            TableState::Pending | TableState::Snapshot | TableState::Errored => false,
+        };
+        (!follows).then(|| (self.name.to_string(), self.lsn.unwrap_or_default().to_string().into()))
+    }
+}

@@ -1,0 +1,434 @@
+//! Fresh copies of single tables beside the stream: of those that only a copy mends, and of those that somebody asks for.
+//!
+//! ```text
+//!  errored, or asked for ──► snapshot ──copy committed──► catchup ──level──► streaming
+//!       ▲                       │ row before slot            │  by a second slot of its own
+//!       └──── a value that the copy can't take ──────────────┘
+//! ```
+//!
+//! The tables leave the stream and keep their rows until the copy takes their place, in one snapshot. A second slot holds the WAL
+//! from there on; a second stream reads it, until the pipeline's stream stands still for a moment and both are at one position.
+//! Whoever dies in between finds the slot's name in the tables' rows.
+
+use std::collections::HashMap as Map;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hashbrown::HashMap;
+use tokio::sync::watch;
+
+use super::connections::Reading;
+use super::gate::Gate;
+use super::{Runner, Table, show};
+use crate::config::selection_of;
+use crate::error::{Error, ErrorKind, Result};
+use crate::lake::{Alteration, CopiedTable, NewTable, TableRow, TableState};
+use crate::lsn::Lsn;
+use crate::source::replication::ReplicationConnection;
+use crate::source::session::Session;
+use crate::source::snapshot::SnapshotHolder;
+use crate::source::{publication, slot};
+use crate::sync::boundary::Boundary;
+use crate::sync::failpoint::failpoint;
+use crate::sync::flush::SyncTable;
+use crate::sync::pipeline::{Budget, Pipeline};
+use crate::sync::prepare::{self, ChosenTable};
+use crate::sync::progress::Progress;
+use crate::sync::snapshot::{self, CopyOptions};
+use crate::sync::stream::SharedTables;
+
+/// How often the catalog is asked which tables are to be copied.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long a table that errs by itself stands until it is copied afresh; twice as long each time that it errs again.
+const FIRST_PAUSE: Duration = Duration::from_secs(30);
+/// The longest that it stands.
+const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
+/// So many bytes of WAL behind the stream, a copy is near enough to join it.
+const NEAR: u64 = 16 << 20;
+/// How long the stream stands still for a copy to join it.
+const STANDS: Duration = Duration::from_secs(20);
+/// Waiting for the stream to come as far as a copy.
+const AHEAD: Duration = Duration::from_millis(200);
+/// The share of the memory limit that a copy has for itself, beside the stream's.
+const MEMORY_SHARE: u64 = 4;
+
+/// When a table that errs may be copied again.
+struct Again {
+    at: Instant,
+    pause: Duration,
+}
+
+/// A copy on its way to the stream.
+struct Copy {
+    pipeline: Arc<Pipeline>,
+    tables: SharedTables,
+    slot: String,
+    session: Session,
+}
+
+impl Runner<'_> {
+    /// The slot of copies beside the stream.
+    pub(super) fn copy_slot(&self) -> String {
+        slot::of_copies(&self.config.source.slot)
+    }
+
+    /// Copies tables that need it, for ever.
+    ///
+    /// # Errors
+    /// Kind `Fenced`, when another process has taken over.
+    pub(super) async fn copy_beside(&self, pipeline: &Arc<Pipeline>, shared: &SharedTables, gate: &Gate) -> Result<()> {
+        let mut again: Map<i64, Again> = Map::new();
+        let mut pause = LOOK;
+        loop {
+            let copied = self.copy_those_due(pipeline, shared, gate, &mut again).await;
+            gate.release();
+            match copied {
+                Ok(()) => pause = LOOK,
+                Err(error) if error.kind() == ErrorKind::Fenced => return Err(error),
+                Err(error) => {
+                    pause = (pause * 2).min(FIRST_PAUSE);
+                    tracing::warn!(%error, fix = error.remedy_text(), ?pause, "the copy of tables failed; trying again");
+                }
+            }
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    async fn copy_those_due(
+        &self,
+        pipeline: &Arc<Pipeline>,
+        shared: &SharedTables,
+        gate: &Gate,
+        again: &mut Map<i64, Again>,
+    ) -> Result<()> {
+        // Long after its last trouble a table is as good as any.
+        again.retain(|_, again| again.at.elapsed() < LONGEST_PAUSE);
+        let rows = self.lake.tables(&self.config.name).await?;
+        let (begun, others): (Vec<TableRow>, Vec<TableRow>) = rows.into_iter().partition(|row| row.slot.is_some());
+        if !begun.is_empty() {
+            return match self.take_up(pipeline, &begun).await? {
+                Some(copy) => self.bring_level(&copy, shared, gate).await,
+                None => Ok(()),
+            };
+        }
+        let due: Vec<TableRow> = others.into_iter().filter(|row| self.is_due(row, again)).collect();
+        if due.is_empty() {
+            return Ok(());
+        }
+        let leaving: Vec<&TableRow> = due.iter().filter(|row| row.state == TableState::Streaming).collect();
+        if !leaving.is_empty() {
+            if gate.close(STANDS).await.is_none() {
+                return Err(Error::new(ErrorKind::Transient, "the stream did not stand still for a copy to begin"));
+            }
+            // Should the stream not stand any more, the catalog refuses what it still brings of them.
+            let ids: Vec<i64> = leaving.iter().filter_map(|row| row.table_id).collect();
+            self.lake.leave_stream(&pipeline.fence, &ids).await?;
+            for row in &leaving {
+                shared.remove(row.source_oid);
+                self.progress.table(&row.source, &row.target).set_state(TableState::Pending);
+            }
+            gate.release();
+        }
+        let Some(copy) = self.copy(pipeline, &due).await? else { return Ok(()) };
+        self.bring_level(&copy, shared, gate).await
+    }
+
+    /// Whether the table is to be copied now.
+    fn is_due(&self, row: &TableRow, again: &mut Map<i64, Again>) -> bool {
+        let Some(table_id) = row.table_id else { return false };
+        if selection_of(&self.config.tables, &row.source).is_none() {
+            return false;
+        }
+        if row.resync || row.state == TableState::Pending {
+            return true;
+        }
+        if row.state != TableState::Errored || !self.config.sync.resyncs() {
+            return false;
+        }
+        let now = Instant::now();
+        let next = again.entry(table_id).or_insert(Again { at: now + FIRST_PAUSE, pause: FIRST_PAUSE });
+        if next.at > now {
+            return false;
+        }
+        next.pause = (next.pause * 2).min(LONGEST_PAUSE);
+        next.at = now + next.pause;
+        true
+    }
+
+    /// Copies the tables, which the lake shows then as of the copy's own slot. `None`: none of them could be copied.
+    async fn copy(&self, pipeline: &Arc<Pipeline>, due: &[TableRow]) -> Result<Option<Copy>> {
+        let session = Session::connect(&self.settings).await?;
+        let slot = self.copy_slot();
+        let (mut tables, mut alterations) = (Vec::new(), HashMap::new());
+        for row in due {
+            match self.prepare_copy(&session, pipeline, row).await {
+                Ok((table, alteration)) => {
+                    alterations.extend(alteration.map(|alteration| (table.0.oid, alteration)));
+                    tables.push(table);
+                }
+                Err(error) if matches!(error.kind(), ErrorKind::Transient | ErrorKind::Fenced) => return Err(error),
+                Err(error) => self.stop_table(pipeline, row, &error).await?,
+            }
+        }
+        if tables.is_empty() {
+            return Ok(None);
+        }
+        let begun: Vec<CopiedTable> = tables
+            .iter()
+            .map(|(table, source): &Table| CopiedTable {
+                table_id: table.lake.table_id,
+                source_oid: table.oid,
+                source: source.name.clone(),
+            })
+            .collect();
+        self.lake.begin_copy_beside(&pipeline.fence, &begun, &slot).await?;
+        failpoint("beside_begun");
+        for (table, source) in &tables {
+            table.progress.set_state(TableState::Snapshot);
+            table.progress.set_rows_total_estimate(source.estimated_rows);
+            tracing::info!(table = %source.name, "copying the table afresh, beside the stream");
+        }
+        let beside = self.beside(pipeline, &slot);
+        let copied = self.copy_at_new_slot(&session, &beside, &tables, alterations).await;
+        if copied.is_err() {
+            self.give_up(&session, pipeline, &tables.iter().map(|(table, _)| table.lake.table_id).collect::<Vec<_>>())
+                .await?;
+            for (table, _) in &tables {
+                self.lake.remove_uploads(&pipeline.fence, &table.lake.folder, &self.store).await?;
+            }
+        }
+        copied?;
+        self.copied(beside, session, tables).await
+    }
+
+    async fn copy_at_new_slot(
+        &self,
+        session: &Session,
+        beside: &Arc<Pipeline>,
+        tables: &[Table],
+        alterations: HashMap<u32, Alteration>,
+    ) -> Result<()> {
+        let slot = self.copy_slot();
+        // One of the same name can only be what an earlier copy left: the rows name it before it is made.
+        slot::drop(session, &slot).await?;
+        let mut replication = ReplicationConnection::connect(&self.settings).await?;
+        let created = replication.create_slot(&slot).await?;
+        failpoint("beside_slot");
+        let holder = SnapshotHolder::import(&self.settings, &created.snapshot).await?;
+        let options = CopyOptions {
+            settings: &self.settings,
+            workers: self.config.sync.snapshot_workers,
+            on_unrepresentable: self.config.sync.on_unrepresentable,
+            lsn: created.consistent_point,
+            alterations,
+        };
+        snapshot::copy_all(beside, &options, &holder, tables, &self.stop).await?;
+        holder.release().await;
+        Ok(())
+    }
+
+    /// What of the tables was copied, and is on its way.
+    async fn copied(&self, pipeline: Arc<Pipeline>, session: Session, tables: Vec<Table>) -> Result<Option<Copy>> {
+        let slot = self.copy_slot();
+        let rows = self.lake.tables(&self.config.name).await?;
+        let on_its_way = |table_id: i64| {
+            rows.iter()
+                .any(|row| row.table_id == Some(table_id) && row.state == TableState::Catchup && row.slot.is_some())
+        };
+        let tables: Vec<Table> = tables.into_iter().filter(|(table, _)| on_its_way(table.lake.table_id)).collect();
+        if tables.is_empty() {
+            slot::drop(&session, &slot).await?;
+            return Ok(None);
+        }
+        for (table, _) in &tables {
+            table.progress.set_state(TableState::Catchup);
+        }
+        Ok(Some(Copy { pipeline, tables: SharedTables::new(tables), slot, session }))
+    }
+
+    /// The table as the source has it now, and the lake's table for it.
+    async fn prepare_copy(
+        &self,
+        session: &Session,
+        pipeline: &Pipeline,
+        row: &TableRow,
+    ) -> Result<(Table, Option<Alteration>)> {
+        let published = publication::find(session, &self.config.source.publication).await?;
+        let chosen =
+            prepare::choose_table(session, self.config, &row.source, published.as_ref().map(|p| p.name.as_str()));
+        let ChosenTable { source, layout, target } = chosen.await?;
+        prepare::check_publication(
+            session,
+            &self.config.source.publication,
+            &[ChosenTable { source: source.clone(), layout: layout.clone(), target: target.clone() }],
+        )
+        .await?;
+        if target != row.target {
+            let what = format!("{} is the lake's {}, but has the target {target} now", row.source, row.target);
+            return Err(Error::new(ErrorKind::Table, what).remedy("copy everything anew: `duckpipe sync --resnapshot`"));
+        }
+        let same_table = source.oid == row.source_oid;
+        if !same_table {
+            tracing::warn!(table = %row.source, "the source's table was dropped and made anew: it is another one, copied afresh");
+        }
+        let (lake, alteration) = match self.lake.refit(row, &layout, same_table).await? {
+            Some(refitted) => refitted,
+            None => {
+                let new = NewTable {
+                    source_oid: source.oid,
+                    source: source.name.clone(),
+                    target,
+                    layout: layout.clone(),
+                    recreate: true,
+                };
+                (self.lake.create_table(&pipeline.fence, &new).await?, None)
+            }
+        };
+        let progress = self.progress.table(&row.source, &row.target);
+        let table = SyncTable { oid: source.oid, layout: Arc::new(layout), lake, progress };
+        Ok(((Arc::new(table), source), alteration))
+    }
+
+    /// Goes on with what an earlier process, or an earlier try, began. `None`: that has to begin anew.
+    async fn take_up(&self, pipeline: &Arc<Pipeline>, begun: &[TableRow]) -> Result<Option<Copy>> {
+        let session = Session::connect(&self.settings).await?;
+        let slot = self.copy_slot();
+        let (copied, lost): (Vec<&TableRow>, Vec<&TableRow>) = begun
+            .iter()
+            .partition(|row| row.state == TableState::Catchup && row.slot.as_deref() == Some(slot.as_str()));
+        let ids = |rows: &[&TableRow]| rows.iter().filter_map(|row| row.table_id).collect::<Vec<i64>>();
+        // What was not committed was copied at a snapshot that nobody has any more.
+        if !lost.is_empty() {
+            self.lake.give_copy_up(&pipeline.fence, &ids(&lost)).await?;
+        }
+        let continues = match slot::find(&session, &slot).await? {
+            Some(found) => {
+                let lsn = self.lake.position(&self.config.name, Some(&slot)).await?;
+                found.wal_status.as_deref() != Some("lost")
+                    && found.invalidation.is_none()
+                    && found.confirmed_flush.is_none_or(|confirmed| Some(confirmed) <= lsn)
+            }
+            None => false,
+        };
+        if copied.is_empty() || !continues {
+            self.give_up(&session, pipeline, &ids(&copied)).await?;
+            return Ok(None);
+        }
+        let recorded = self.lake.definitions(&self.config.name).await?;
+        let published = publication::find(&session, &self.config.source.publication).await?;
+        let mut tables = Vec::new();
+        for row in copied {
+            let chosen =
+                prepare::choose_table(&session, self.config, &row.source, published.as_ref().map(|p| p.name.as_str()));
+            let joined = match chosen.await {
+                Ok(chosen) => {
+                    let recorded = row.table_id.and_then(|table_id| recorded.get(&table_id));
+                    self.rejoin(row, recorded, &[chosen]).await
+                }
+                Err(error) => Err(error),
+            };
+            match joined {
+                Ok(table) => {
+                    show(&self.progress, row);
+                    tables.push(table);
+                }
+                Err(error) if matches!(error.kind(), ErrorKind::Transient | ErrorKind::Fenced) => return Err(error),
+                Err(error) => self.stop_table(pipeline, row, &error).await?,
+            }
+        }
+        self.copied(self.beside(pipeline, &slot), session, tables).await
+    }
+
+    async fn give_up(&self, session: &Session, pipeline: &Pipeline, table_ids: &[i64]) -> Result<()> {
+        if !table_ids.is_empty() {
+            self.lake.give_copy_up(&pipeline.fence, table_ids).await?;
+        }
+        slot::drop(session, &self.copy_slot()).await
+    }
+
+    /// What the parts of a copy share. Its own counters are nobody's; those of its tables are shown.
+    fn beside(&self, pipeline: &Pipeline, slot: &str) -> Arc<Pipeline> {
+        let memory = self.config.sync.memory_limit / MEMORY_SHARE;
+        Arc::new(Pipeline {
+            lake: self.lake.clone(),
+            store: self.store.clone(),
+            fence: pipeline.fence.clone(),
+            budget: Budget::new(memory, self.config.sync.flush_bytes),
+            spill_directory: pipeline.spill_directory.clone(),
+            progress: Progress::new(),
+            slot: Some(slot.to_owned()),
+            resyncs: pipeline.resyncs,
+        })
+    }
+
+    /// Reads the WAL since the copy, until its tables are where the pipeline's stream is, and hands them over.
+    async fn bring_level(&self, copy: &Copy, shared: &SharedTables, gate: &Gate) -> Result<()> {
+        loop {
+            let position = self.lake.position(&self.config.name, Some(&copy.slot)).await?;
+            let Some(at) = position else {
+                // All of them stopped on the way.
+                return slot::drop(&copy.session, &copy.slot).await;
+            };
+            let stream = self.progress.applied_lsn().unwrap_or_default();
+            if stream.0.saturating_sub(at.0) > NEAR {
+                self.read_up_to(copy, at, stream).await?;
+                continue;
+            }
+            // The slot's point may lie past what the stream has come to.
+            if self.progress.received_lsn().is_none_or(|received| received < at) {
+                tokio::time::sleep(AHEAD).await;
+                continue;
+            }
+            let Some(stands) = gate.close(STANDS).await else {
+                return Err(Error::new(ErrorKind::Transient, "the stream did not stand still for a copy to join it"));
+            };
+            if stands >= at {
+                let joined = tokio::time::timeout(STANDS, self.join(copy, shared, at, stands)).await;
+                gate.release();
+                match joined {
+                    Ok(Ok(())) => return slot::drop(&copy.session, &copy.slot).await,
+                    Ok(Err(error)) => return Err(error),
+                    Err(_) => tracing::debug!(%at, %stands, "the copy was not level in time; the stream goes on"),
+                }
+            } else {
+                gate.release();
+                tokio::time::sleep(AHEAD).await;
+            }
+        }
+    }
+
+    /// The stream stands at `stands`, and the copy comes there too.
+    async fn join(&self, copy: &Copy, shared: &SharedTables, at: Lsn, stands: Lsn) -> Result<()> {
+        self.read_up_to(copy, at, stands).await?;
+        failpoint("beside_join");
+        if self.lake.position(&self.config.name, Some(&copy.slot)).await?.is_none() {
+            return Ok(());
+        }
+        self.lake.join(&copy.pipeline.fence, &copy.slot, stands).await?;
+        failpoint("beside_joined");
+        for (table, source) in copy.tables.all() {
+            table.progress.set_state(TableState::Streaming);
+            table.progress.applied(stands);
+            tracing::info!(table = %source.name, lsn = %stands, "the fresh copy streams with the others");
+            shared.add((table, source));
+        }
+        Ok(())
+    }
+
+    async fn read_up_to(&self, copy: &Copy, at: Lsn, until: Lsn) -> Result<()> {
+        if at >= until {
+            return Ok(());
+        }
+        let reading = Reading {
+            session: &copy.session,
+            slot: &copy.slot,
+            from: at,
+            // It never becomes level by itself.
+            state: (TableState::Catchup, Some(Lsn(u64::MAX))),
+            until: Some(until),
+            boundary: Arc::new(Boundary::default()),
+        };
+        let (_stop, stop) = watch::channel(false);
+        self.stream_once(&copy.pipeline, &copy.tables, reading, stop).await.map(drop)
+    }
+}

@@ -1,0 +1,223 @@
+//! A table that can't go on, or that somebody wants anew, is copied beside the stream; the others do not notice.
+
+use std::time::Duration;
+
+use crate::lab::{CatalogKind, Client, Combination, NativeLake, Running, StoreKind, assert_equal};
+use crate::scenario::Scenario;
+use crate::workload::Writer;
+
+const TABLES: &str = "[sync]\nflush_interval = \"50ms\"\n[[tables]]\nsource = \"public.*\"\n";
+const POSTGRES: Combination = Combination { catalog: CatalogKind::Postgres, store: StoreKind::S3 };
+const BOTH: [&str; 2] = ["public.t", "public.other"];
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// Two tables, copied and streaming. Large enough that a copy comes in several batches.
+fn copied(name: &str, combination: Combination) -> Scenario<'static> {
+    let scenario = Scenario::new(name, combination, TABLES);
+    scenario.source.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, n int, a int, v text NOT NULL, large text); \
+         INSERT INTO t SELECT i, 0, i, repeat('v', 100), repeat(md5(i::text), 3) FROM generate_series(1, 30000) i; \
+         CREATE TABLE other (id int PRIMARY KEY, n int, v text); INSERT INTO other SELECT i, 0, 'v' FROM generate_series(1, 200) i",
+    );
+    scenario.converge(&BOTH);
+    scenario
+}
+
+/// Writes the same number into both tables, in one transaction, again and again; other rows of theirs come, change and go.
+fn both_at_once(client: &Client, number: u64) {
+    let id = 100_000 + number;
+    client.execute(&format!(
+        "BEGIN; UPDATE t SET n = {number} WHERE id = 1; UPDATE other SET n = {number} WHERE id = 1; \
+         INSERT INTO t (id, n, v) VALUES ({id}, {number}, 'new'); UPDATE t SET n = {number} WHERE id = 2 + {number} % 20000; \
+         DELETE FROM t WHERE id = {id} - 5; COMMIT"
+    ));
+}
+
+fn writer(scenario: &Scenario<'_>) -> Writer {
+    let mut number = 0;
+    Writer::of(&scenario.source.url(), move |client| {
+        number += 1;
+        both_at_once(client, number);
+        std::thread::sleep(Duration::from_millis(5));
+    })
+}
+
+/// Waits until everything that the source has by now is in the lake, with both tables streaming.
+fn level(scenario: &Scenario<'_>, sync: &mut Running<'_>, what: &str) {
+    let lsn = scenario.source.lsn();
+    sync.wait_until(what, MINUTE, |status| status.all("streaming") && status.applied_lsn() >= Some(lsn));
+}
+
+/// No version shows one table ahead of the other, but where it says so.
+#[track_caller]
+fn examine(native: &NativeLake, least: usize) {
+    let (mut together, mut behind) = (0, 0);
+    for version in native.versions().iter().filter(|version| version.lsn().is_some()) {
+        if version.extra["behind"].as_object().is_some_and(|behind| behind.contains_key("public.t")) {
+            behind += 1;
+            continue;
+        }
+        let n = |table: &str| {
+            native.text(&format!("SELECT n FROM {} WHERE id = 1", NativeLake::table(table, Some(version.id))))
+        };
+        assert_eq!(n("public.t"), n("public.other"), "version {}: {}", version.id, version.extra);
+        together += 1;
+    }
+    assert!(together >= least && behind > 0, "{together} versions show both, {behind} do not");
+}
+
+/// The one slot is left, and no row of the catalog names another.
+#[track_caller]
+fn nothing_is_left(scenario: &Scenario<'_>) {
+    let slots = format!("SELECT count(*) FROM pg_replication_slots WHERE database = '{}'", scenario.source.name());
+    assert_eq!(scenario.source.number(&slots), 1);
+}
+
+/// What neither WAL nor catalog tells.
+const CHANGES: [&str; 7] = [
+    "ALTER TABLE t ALTER a TYPE bigint; UPDATE t SET a = 5000000000 WHERE id = 1",
+    "ALTER TABLE t ADD r float8 DEFAULT random(); UPDATE t SET r = 1 WHERE id = 1",
+    "ALTER TABLE t DROP large; ALTER TABLE t ADD large text; UPDATE t SET large = 'x' WHERE id = 1",
+    "ALTER TABLE t ADD tags int[] DEFAULT '{1}'; UPDATE t SET tags = '{2}' WHERE id = 1",
+    "BEGIN; UPDATE t SET a = 0 WHERE id = 1; ALTER TABLE t ADD x int; UPDATE t SET x = 1 WHERE id = 2; COMMIT",
+    "ALTER TABLE t DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (id, v); UPDATE t SET a = 1 WHERE id = 1",
+    "ALTER TABLE t ALTER a TYPE text USING 'a' || a, DROP x; UPDATE t SET a = 'text' WHERE id = 1",
+];
+
+/// Each change is followed by a fresh copy, while writers go on; versions before it show what they showed.
+fn what_only_a_copy_mends(combination: Combination) {
+    let mut scenario = copied(&format!("mends_{}", combination.name()), combination);
+    scenario.duckpipe.set("DUCKPIPE_SYNC__RESYNC", "auto");
+    let before = scenario.version_ids().pop().unwrap();
+    let then = |native: &NativeLake| {
+        native.rows(&format!("SELECT * FROM {} ORDER BY id LIMIT 50", NativeLake::table("public.t", Some(before))))
+    };
+    let shown = then(&scenario.lake.open_native());
+    let mut sync = scenario.duckpipe.sync();
+    sync.wait_until("the stream", MINUTE, |status| status.all("streaming"));
+    let writer = writer(&scenario);
+    for change in CHANGES {
+        scenario.source.execute(change);
+        level(&scenario, &mut sync, change);
+        assert!(writer.runs());
+    }
+    writer.stop();
+    level(&scenario, &mut sync, "the end");
+    sync.terminate().expect(0);
+    let native = scenario.lake.open_native();
+    assert_eq!(then(&native), shown, "the version before all changes");
+    assert!(scenario.assert_equal(&BOTH) > 30_000);
+    examine(&native, 10);
+    drop(native);
+    nothing_is_left(&scenario);
+    // What came of it is a lake as any other: it goes on, and its files are what the catalog says.
+    scenario.source.execute("UPDATE t SET n = -1 WHERE id < 100; DELETE FROM t WHERE id BETWEEN 100 AND 200");
+    scenario.converge(&BOTH);
+    scenario.duckpipe.run(&["validate", "--files"]).expect(0);
+    scenario.duckpipe.run(&["validate"]).expect(0);
+}
+
+#[test]
+fn what_only_a_copy_mends_duckdb() {
+    what_only_a_copy_mends(Combination::EMBEDDED);
+}
+
+#[test]
+fn what_only_a_copy_mends_postgres() {
+    what_only_a_copy_mends(POSTGRES);
+}
+
+/// By hand: of a table that streams, whose lake somebody else damaged; of one that stopped; of one that was made anew; and before `sync` runs.
+fn asked_for(combination: Combination) {
+    let scenario = copied(&format!("asked_{}", combination.name()), combination);
+    let resync = |table: &str| scenario.duckpipe.run(&["tables", "resync", table]);
+    let unknown = resync("public.nobody").output();
+    assert!(unknown.contains("public.other"), "{unknown}");
+    scenario.lake.open_native_writable().execute("DELETE FROM lake.public.t WHERE id % 3 = 0");
+    // Nobody runs: it is done by the next sync.
+    resync("public.t").expect(0);
+    let mut sync = scenario.duckpipe.sync();
+    let writing = writer(&scenario);
+    level(&scenario, &mut sync, "the copy that was asked for before the start");
+    resync("public.t").expect(0);
+    sync.wait_until("the copy begins", MINUTE, |status| status.state("public.t") != "streaming");
+    level(&scenario, &mut sync, "the copy of a table that streams");
+    writing.stop();
+
+    scenario.source.execute("ALTER TABLE t ALTER a TYPE bigint; UPDATE t SET a = 5000000000 WHERE id = 1");
+    sync.wait_until("the table stops", MINUTE, |status| status.state("public.t") == "errored");
+    let asked = scenario.duckpipe.run(&["tables", "resync", "--errored"]).expect(0).stdout;
+    assert!(asked.contains("public.t:") && !asked.contains("other"), "{asked}");
+    level(&scenario, &mut sync, "the copy of a table that stopped");
+
+    scenario.source.execute(&format!(
+        "DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY, n text, b int); INSERT INTO t VALUES (1, 'another', 1); \
+         ALTER PUBLICATION duckpipe_{} ADD TABLE t",
+        scenario.name
+    ));
+    resync("public.t").expect(0);
+    sync.wait_until("another table is copied", MINUTE, |status| {
+        status.table("public.t")["rows_copied"] != 0 && status.state("public.t") == "catchup" || status.all("streaming")
+    });
+    scenario.source.execute("INSERT INTO t VALUES (2, 'and another', 2); UPDATE other SET v = 'last'");
+    level(&scenario, &mut sync, "the other table of that name");
+    sync.terminate().expect(0);
+    scenario.assert_equal(&BOTH);
+    nothing_is_left(&scenario);
+    assert_equal(&scenario.source, &scenario.lake.open_native(), "public.t");
+}
+
+#[test]
+fn asked_for_duckdb() {
+    asked_for(Combination::EMBEDDED);
+}
+
+#[test]
+fn asked_for_postgres() {
+    asked_for(POSTGRES);
+}
+
+/// Wherever it dies, the next start ends the copy or begins it anew; no row is lost, none is doubled, nothing is left.
+fn killed(combination: Combination) {
+    let mut scenario = copied(&format!("resync_killed_{}", combination.name()), combination);
+    for (number, failpoint) in [
+        "beside_begun",
+        "beside_slot",
+        "copy",
+        "snapshot_commit",
+        "commit_before",
+        "commit_after",
+        "beside_join",
+        "beside_joined",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        scenario.duckpipe.run(&["tables", "resync", "public.t"]).expect(0);
+        scenario.duckpipe.die_at(failpoint, 1);
+        let dying = scenario.duckpipe.sync();
+        let died = dying.wait(MINUTE);
+        assert_eq!(died.code, None, "{failpoint}: {}", died.output());
+        scenario.duckpipe.live();
+        let client = scenario.source.connect();
+        (0..30).for_each(|step| both_at_once(&client, number as u64 * 100 + step));
+        let mut sync = scenario.duckpipe.sync();
+        (30..60).for_each(|step| both_at_once(&client, number as u64 * 100 + step));
+        level(&scenario, &mut sync, failpoint);
+        sync.terminate().expect(0);
+        scenario.assert_equal(&BOTH);
+        nothing_is_left(&scenario);
+    }
+    examine(&scenario.lake.open_native(), 2);
+    scenario.duckpipe.run(&["validate", "--files"]).expect(0);
+}
+
+#[test]
+fn killed_duckdb() {
+    killed(Combination::EMBEDDED);
+}
+
+#[test]
+fn killed_postgres() {
+    killed(POSTGRES);
+}
