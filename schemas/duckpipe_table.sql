@@ -10,7 +10,7 @@ CREATE TABLE duckpipe_table (
     table_id BIGINT,
     -- Counts how often the lake's table was made anew.
     generation BIGINT NOT NULL,
-    -- pending, snapshot, catchup, streaming or errored.
+    -- pending, snapshot, catchup, streaming, errored or dropped.
     state VARCHAR NOT NULL,
     -- The table's own position where its state is not streaming; a streaming table is at its pipeline's.
     lsn VARCHAR,

@@ -18,6 +18,7 @@ mod exactly_once;
 mod laboratory;
 mod lifecycle;
 mod memory;
+mod newcomers;
 mod prefix_consistency;
 mod repair;
 mod resync;

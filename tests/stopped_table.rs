@@ -149,12 +149,25 @@ fn change_of_key() {
     recovers(&scenario);
 }
 
+/// The rows of the table's end stay, and those of another table under its name do not come among them.
 #[test]
 fn dropped_and_made_anew() {
     let scenario = synced("stop_anew", Combination::EMBEDDED, "");
-    let event = "DROP TABLE stops; CREATE TABLE stops (id int PRIMARY KEY, n int, v text); INSERT INTO stops VALUES (1, 1, 'another table'); \
-        ALTER PUBLICATION duckpipe_stop_anew ADD TABLE stops";
-    stops(&scenario, event, &["resync"]);
+    scenario.source.execute("UPDATE stops SET v = 'last' WHERE id <= 10");
+    scenario.source.execute(
+        "DROP TABLE stops; CREATE TABLE stops (id int PRIMARY KEY, n int, v text); INSERT INTO stops VALUES (1, 1, 'another table'); \
+         ALTER PUBLICATION duckpipe_stop_anew ADD TABLE stops; UPDATE goes_on SET v = 'after' WHERE id <= 10",
+    );
+    for _ in 0..2 {
+        scenario.converge(&["public.goes_on"]);
+        let status = scenario.duckpipe.status();
+        assert_eq!((status.state("public.stops"), status.state("public.goes_on")), ("dropped", "streaming"));
+        let native = scenario.lake.open_native();
+        assert_eq!(native.number("SELECT count(*) FROM lake.public.stops WHERE v = 'last'"), 10);
+        assert_eq!(native.number("SELECT count(*) FROM lake.public.stops WHERE v = 'another table'"), 0);
+        drop(native);
+        scenario.source.execute("UPDATE stops SET v = 'another table'; UPDATE goes_on SET v = 'again'");
+    }
     recovers(&scenario);
 }
 

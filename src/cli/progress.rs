@@ -221,8 +221,14 @@ fn style(template: &str) -> ProgressStyle {
 /// The live line: `3 streaming, 1 errored · 12,345 rows/s · 1.2 MB behind · last commit 0.4 s ago · 16/B374D848`.
 fn stream_line(progress: &Progress, (copied_rate, applied_rate): (u64, u64)) -> String {
     let tables = progress.tables();
-    let states =
-        [TableState::Pending, TableState::Snapshot, TableState::Catchup, TableState::Streaming, TableState::Errored];
+    let states = [
+        TableState::Pending,
+        TableState::Snapshot,
+        TableState::Catchup,
+        TableState::Streaming,
+        TableState::Errored,
+        TableState::Dropped,
+    ];
     let counted: Vec<String> = states
         .into_iter()
         .map(|state| (state, tables.iter().filter(|table| table.state() == state).count()))

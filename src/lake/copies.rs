@@ -241,7 +241,7 @@ impl Shown {
             TableState::Streaming => true,
             // Level with the pipeline, whose first copy it is part of.
             TableState::Catchup => self.slot.is_none() || self.lsn == lsn,
-            TableState::Pending | TableState::Snapshot | TableState::Errored => false,
+            TableState::Pending | TableState::Snapshot | TableState::Errored | TableState::Dropped => false,
         };
         (!follows).then(|| (self.name.to_string(), self.lsn.unwrap_or_default().to_string().into()))
     }

@@ -325,7 +325,7 @@ impl<'a> Script<'a> {
             TableState::Errored if before == TableState::Streaming => {
                 text(self.pipeline.lsn.map(|lsn| lsn.to_string()).as_deref())
             }
-            TableState::Errored => "lsn".into(),
+            TableState::Errored | TableState::Dropped => "lsn".into(),
             TableState::Pending | TableState::Snapshot | TableState::Catchup => text(Some(&own.to_string())),
         };
         let mut statement = format!(

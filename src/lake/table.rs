@@ -34,6 +34,8 @@ pub enum TableState {
     Streaming,
     /// Stopped, at its last consistent rows.
     Errored,
+    /// The source dropped it: its last rows stay.
+    Dropped,
 }
 
 impl TableState {
@@ -45,6 +47,7 @@ impl TableState {
             TableState::Catchup => "catchup",
             TableState::Streaming => "streaming",
             TableState::Errored => "errored",
+            TableState::Dropped => "dropped",
         }
     }
 }
@@ -59,8 +62,8 @@ impl FromStr for TableState {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        use TableState::{Catchup, Errored, Pending, Snapshot, Streaming};
-        [Pending, Snapshot, Catchup, Streaming, Errored]
+        use TableState::{Catchup, Dropped, Errored, Pending, Snapshot, Streaming};
+        [Pending, Snapshot, Catchup, Streaming, Errored, Dropped]
             .into_iter()
             .find(|state| state.name() == name)
             .ok_or_else(|| Error::new(ErrorKind::Internal, format!("{name:?} is no state of a table")))
@@ -471,6 +474,25 @@ impl Lake {
                      WHERE pipeline = {pipeline} AND table_id = {table_id}",
                     TableState::Errored,
                     literal(&error)
+                ))
+            })
+        })
+        .await
+    }
+
+    /// The source has dropped a table, up to whose end the lake shows it.
+    pub async fn end_table(&self, fence: &Fence, table_id: i64) -> Result<()> {
+        let fence = fence.clone();
+        self.run(move |session| {
+            session.locked_transaction(|session| {
+                let row = pipeline::held(session, &fence)?;
+                session.write(&format!(
+                    "UPDATE {}.duckpipe_table SET state = '{}', lsn = {}, slot = NULL, wanted = NULL, error = NULL \
+                     WHERE pipeline = {} AND table_id = {table_id}",
+                    session.tables(),
+                    TableState::Dropped,
+                    row.lsn.map_or_else(|| "NULL".to_owned(), |lsn| literal(&lsn.to_string())),
+                    literal(&fence.pipeline)
                 ))
             })
         })

@@ -88,6 +88,25 @@ pub fn create_sql(name: &str, tables: &[TableName]) -> String {
     format!("CREATE PUBLICATION {} FOR TABLE {}", sql::identifier(name), tables.join(", "))
 }
 
+/// The statement that adds a table to the publication.
+pub fn add_sql(name: &str, table: &TableName) -> String {
+    format!(
+        "ALTER PUBLICATION {} ADD TABLE ONLY {}",
+        sql::identifier(name),
+        sql::qualified(&table.schema, &table.table)
+    )
+}
+
+/// Adds a table to the publication. Waits at most half a minute for another transaction's locks.
+pub async fn add_table(session: &Session, name: &str, table: &TableName) -> Result<()> {
+    let statement = format!("BEGIN; SET LOCAL lock_timeout = '30s'; {}; COMMIT", add_sql(name, table));
+    let Err(error) = session.client().batch_execute(&statement).await else { return Ok(()) };
+    // The failed transaction is still open in this session.
+    let _ = session.client().batch_execute("ROLLBACK").await;
+    let remedy = format!("let its owner run: {};", add_sql(name, table));
+    Err(from_client(error, "Adding a table to the publication").context(name.to_owned()).remedy(remedy))
+}
+
 /// Creates the publication. Waits at most half a minute for another transaction's locks.
 pub async fn create(session: &Session, name: &str, tables: &[TableName]) -> Result<()> {
     if tables.is_empty() {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::batch::layout::TableLayout;
 use crate::batch::mapping;
-use crate::config::{Config, SelectedTable, TablePattern, select, selection_of};
+use crate::config::{Config, SelectedTable, TableConfig, TablePattern, select, selection_of};
 use crate::error::{Error, ErrorKind, Result, ResultExt};
 use crate::lake::PipelineRow;
 use crate::lsn::Lsn;
@@ -28,6 +28,28 @@ pub struct ChosenTable {
     pub target: TableName,
     /// Its columns on their way.
     pub layout: TableLayout,
+}
+
+/// The tables of the configuration that can be followed, and why the others can't.
+#[derive(Debug, Default)]
+pub struct Chosen {
+    /// Those that the source has.
+    pub tables: Vec<ChosenTable>,
+    /// What is wrong with those that the configuration names one by one.
+    pub missing: Vec<Error>,
+}
+
+impl Chosen {
+    /// The tables, where none is missing.
+    ///
+    /// # Errors
+    /// The first one's, of kind `Precondition`.
+    pub fn all(self) -> Result<Vec<ChosenTable>> {
+        match self.missing.into_iter().next() {
+            Some(error) => Err(error),
+            None => Ok(self.tables),
+        }
+    }
 }
 
 /// A server that can be read from.
@@ -54,26 +76,34 @@ pub async fn check_server(session: &Session) -> Result<()> {
 /// Finds the configured tables and their columns, as `publication` sends them where it exists.
 ///
 /// # Errors
-/// Kind `Precondition` or `Config`, when a table is missing or has no key, or when two would share one name in the lake.
-pub async fn choose_tables(session: &Session, config: &Config, publication: Option<&str>) -> Result<Vec<ChosenTable>> {
+/// Kind `Precondition` or `Config`, when no table matches, or when two would share one name in the lake.
+pub async fn choose_tables(session: &Session, config: &Config, publication: Option<&str>) -> Result<Chosen> {
     let patterns: Vec<TablePattern> = config.tables.iter().map(|table| table.source.clone()).collect();
     let found = catalog::list_tables(session, &patterns).await?;
+    let is_there = |entry: &TableConfig| entry.source.exact().is_none_or(|name| found.contains(&name));
+    let (there, absent): (Vec<TableConfig>, Vec<TableConfig>) = config.tables.iter().cloned().partition(is_there);
+    let mut missing: Vec<Error> =
+        absent.iter().filter_map(|entry| select(std::slice::from_ref(entry), &found).err()).collect();
+    let selected = match select(&there, &found) {
+        Err(error) if !missing.is_empty() && error.kind() == ErrorKind::Precondition => Vec::new(),
+        selected => selected?,
+    };
     let mut chosen = Vec::new();
-    for table in select(&config.tables, &found)? {
+    for table in selected {
         match choose(session, &table, publication).await {
             Err(error) if table.by_pattern && error.kind() == ErrorKind::Table => {
                 tracing::warn!(table = %table.source, "{error}; it is left out");
             }
-            Err(error) if error.kind() == ErrorKind::Table => return Err(error.of_kind(ErrorKind::Precondition)),
+            Err(error) if error.kind() == ErrorKind::Table => missing.push(error.of_kind(ErrorKind::Precondition)),
             found => chosen.push(found?),
         }
     }
-    if chosen.is_empty() {
+    if chosen.is_empty() && missing.is_empty() {
         return Err(Error::new(ErrorKind::Precondition, "no table that matches [[tables]] has a key")
             .remedy("give the tables primary keys"));
     }
     check_access(session, config, &chosen).await?;
-    Ok(chosen)
+    Ok(Chosen { tables: chosen, missing })
 }
 
 /// One table of the configuration, as [`choose_tables`].

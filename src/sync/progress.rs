@@ -10,8 +10,11 @@ use crate::lsn::Lsn;
 use crate::source::table::TableName;
 
 fn state_from(value: u8) -> TableState {
-    use TableState::{Catchup, Errored, Pending, Snapshot, Streaming};
-    [Pending, Snapshot, Catchup, Streaming, Errored].into_iter().find(|state| *state as u8 == value).unwrap_or_default()
+    use TableState::{Catchup, Dropped, Errored, Pending, Snapshot, Streaming};
+    [Pending, Snapshot, Catchup, Streaming, Errored, Dropped]
+        .into_iter()
+        .find(|state| *state as u8 == value)
+        .unwrap_or_default()
 }
 
 /// A running pipeline: shared between the task that works and those that show it. Positions never move back.

@@ -54,7 +54,7 @@ pub async fn repair(config: &Config, lake: &Lake, store: &Store, repair: Repair)
     let chosen = prepare::choose_tables(&session, config, published.as_ref().map(|p| p.name.as_str())).await?;
     let tables = lake.tables(&config.name).await?;
     let known = tables.iter().find(|known| known.source_oid == repair.source_oid);
-    let chosen = chosen.into_iter().find(|chosen| chosen.source.oid == repair.source_oid);
+    let chosen = chosen.tables.into_iter().find(|chosen| chosen.source.oid == repair.source_oid);
     let (Some(known), Some(chosen)) = (known.filter(|known| known.follows()), chosen) else {
         return Err(Error::new(ErrorKind::Table, "the table to repair does not stream any more"));
     };

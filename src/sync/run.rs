@@ -9,6 +9,7 @@
 mod connections;
 mod copies;
 mod gate;
+mod newcomers;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use duckpipe_storage::Store;
 use hashbrown::HashMap;
 use tokio::sync::{oneshot, watch};
 
-use crate::config::Config;
+use crate::config::{Config, selection_of};
 use crate::error::{Because, Error, ErrorKind, Result};
 use crate::lake::{
     Fence, Lake, NewPipeline, NewTable, PipelineChange, PipelineRow, PipelineState, TableRow, TableState,
@@ -36,7 +37,7 @@ use super::definition::{is_same, layout_of};
 use super::failpoint::failpoint;
 use super::flush::SyncTable;
 use super::pipeline::{Budget, Pipeline};
-use super::prepare::{self, ChosenTable};
+use super::prepare::{self, Chosen, ChosenTable};
 use super::progress::{Progress, TableProgress};
 use super::snapshot::{self, CopyOptions};
 use super::stream::explain;
@@ -160,9 +161,9 @@ async fn begin(
             let database = runner.settings.database();
             prepare::check_continuity(&runner.session, &mut replication, &runner.identity, database, &row).await?;
             drop(replication);
-            Some(runner.resume(row, &chosen, until).await?)
+            Some(runner.resume(row, chosen, until).await?)
         }
-        row => runner.create(row, &chosen, replication, until).await?,
+        row => runner.create(row, &chosen.all()?, replication, until).await?,
     };
     Ok((runner, ready))
 }
@@ -341,7 +342,7 @@ impl Runner<'_> {
     }
 
     /// Goes on from the lake's position.
-    async fn resume(&self, row: PipelineRow, chosen: &[ChosenTable], until: Option<Lsn>) -> Result<Ready> {
+    async fn resume(&self, row: PipelineRow, chosen: Chosen, until: Option<Lsn>) -> Result<Ready> {
         let lsn = row.lsn.unwrap_or_default();
         let fence = self.lake.claim(&self.new_pipeline(row.owns_publication)).await?;
         if row.timeline != self.identity.timeline {
@@ -365,12 +366,15 @@ impl Runner<'_> {
                 // It is copied beside the stream.
                 continue;
             }
+            if known.state == TableState::Dropped {
+                continue;
+            }
             if known.state == TableState::Errored {
                 shown.fail(known.error.as_deref().unwrap_or("errored"));
                 continue;
             }
             let recorded = known.table_id.and_then(|table_id| recorded.get(&table_id));
-            match self.rejoin(known, recorded, chosen).await {
+            match self.rejoin(known, recorded, &chosen.tables).await {
                 Ok(table) => tables.push(table),
                 Err(error) if error.kind() == ErrorKind::Table => {
                     self.stop_table(&pipeline, known, &error).await?;
@@ -382,11 +386,13 @@ impl Runner<'_> {
                 state = TableState::Catchup;
             }
         }
-        for table in chosen.iter().filter(|t| !rows.iter().any(|row| row.source_oid == t.source.oid)) {
-            tracing::warn!(
-                table = %table.source.name,
-                "matches [[tables]], but was not there when the lake was first copied; `duckpipe sync --resnapshot` takes it in"
-            );
+        for error in &chosen.missing {
+            tracing::warn!(%error, fix = error.remedy_text(), "a table of [[tables]] can't be followed; the others go on");
+        }
+        if until.is_some() {
+            for table in chosen.tables.iter().filter(|t| !rows.iter().any(|row| row.source == t.source.name)) {
+                tracing::warn!(table = %table.source.name, "a new table; a `sync` that goes on takes it in");
+            }
         }
         self.progress.applied(lsn);
         tracing::info!(%lsn, tables = tables.len(), "streaming");
@@ -397,23 +403,32 @@ impl Runner<'_> {
     /// is told by the WAL.
     async fn rejoin(&self, known: &TableRow, recorded: Option<&SourceTable>, chosen: &[ChosenTable]) -> Result<Table> {
         let remedy = "copy everything anew: `duckpipe sync --resnapshot`";
-        let Some(table) = chosen.iter().find(|table| table.source.oid == known.source_oid) else {
-            return Err(left_out(known));
-        };
-        if table.target != known.target {
+        let there = chosen.iter().find(|table| table.source.oid == known.source_oid);
+        let Some(selected) = selection_of(&self.config.tables, &known.source) else { return Err(left_out(known)) };
+        let target = there.map_or(selected.target, |table| table.target.clone());
+        if target != known.target {
             return Err(Error::new(
                 ErrorKind::Table,
-                format!("{} is the lake's {}, but has the target {} now", known.source, known.target, table.target),
+                format!("{} is the lake's {}, but has the target {target} now", known.source, known.target),
             )
             .remedy(remedy));
         }
-        let (mut source, mut layout) = (table.source.clone(), table.layout.clone());
-        if let Some(recorded) = recorded.filter(|recorded| !is_same(recorded, &source)) {
-            source = SourceTable { name: source.name, ..recorded.clone() };
-            // What the configuration says does not fit the table as it was: that is this table's trouble, not the others'.
-            let unfit = |error: Error| Error::new(ErrorKind::Table, error.to_string()).remedy(remedy);
-            layout = layout_of(self.config, &source).unwrap_or_else(|| Err(left_out(known))).map_err(unfit)?;
-        }
+        let (source, layout) = match (there, recorded) {
+            (Some(table), None) => (table.source.clone(), table.layout.clone()),
+            (Some(table), Some(recorded)) if is_same(recorded, &table.source) => {
+                (table.source.clone(), table.layout.clone())
+            }
+            // Changed since, or gone: the WAL may still tell of it as it was.
+            (there, Some(recorded)) => {
+                let name = there.map_or_else(|| known.source.clone(), |table| table.source.name.clone());
+                let source = SourceTable { name, ..recorded.clone() };
+                // What the configuration says does not fit the table as it was: that is this table's trouble, not the others'.
+                let unfit = |error: Error| Error::new(ErrorKind::Table, error.to_string()).remedy(remedy);
+                let layout = layout_of(self.config, &source).unwrap_or_else(|| Err(left_out(known))).map_err(unfit)?;
+                (source, layout)
+            }
+            (None, None) => return Err(left_out(known)),
+        };
         let lake = self.lake.fitting_table(known, &layout).await?;
         let layout = Arc::new(layout);
         let progress = self.progress.table(&known.source, &known.target);

@@ -49,6 +49,8 @@ pub struct StreamOptions {
     pub on_unrepresentable: OnUnrepresentable,
     /// Stop once everything up to this position is durable, and nothing after it.
     pub until: Option<Lsn>,
+    /// See to it before the end that no change of a table's definition is left that no row told of, even if the end lies a little later then.
+    pub looks_at_end: bool,
     /// Who else may want a flush to end at a position.
     pub boundary: Arc<Boundary>,
     /// How often a flush is tried when store or catalog fail; `None`: for ever.
@@ -277,7 +279,7 @@ impl<'a> Stream<'a> {
                 if self.state == TableState::Catchup && self.applied >= self.level_at {
                     self.finish_catchup().await?;
                 }
-                if self.is_done() {
+                if self.is_done() && !self.goes_on_after_look().await? {
                     return Ok(());
                 }
                 if self.in_flight.is_none() && self.look_is_due() {

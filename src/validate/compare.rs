@@ -19,7 +19,7 @@ use crate::batch::change::ChangeBatch;
 use crate::config::Config;
 use crate::error::{Because, Error, ErrorKind, Result};
 use crate::failpoint::failpoint;
-use crate::lake::{Lake, TableRow};
+use crate::lake::{Lake, TableRow, TableState};
 use crate::lsn::Lsn;
 use crate::source::publication;
 use crate::source::session::Session;
@@ -133,13 +133,15 @@ impl Comparison<'_> {
             let mut table = TableReport {
                 source: row.source.to_string(),
                 target: row.target.to_string(),
-                errored: !row.follows(),
+                errored: !row.follows() && row.state != TableState::Dropped,
                 ..TableReport::default()
             };
-            if table.errored {
+            if row.state == TableState::Dropped {
+                table.left_out = Some("not compared: the source has dropped it".into());
+            } else if table.errored {
                 let why = row.error.as_deref().unwrap_or(row.state.name());
                 table.left_out = Some(format!("not compared, it does not follow the pipeline: {why}"));
-            } else if let Some(chosen) = chosen.iter().find(|chosen| chosen.source.oid == row.source_oid) {
+            } else if let Some(chosen) = chosen.tables.iter().find(|chosen| chosen.source.oid == row.source_oid) {
                 match self.table_and_repair(&row, chosen, reads, point, (&mut table, report)).await {
                     // Its rows at the position can't be read any more, because it was truncated since.
                     Err(error) if error.kind() == ErrorKind::Table => {

@@ -93,7 +93,8 @@ pub async fn stored_files(store: &Store) -> Result<Vec<String>> {
 async fn source_tables(config: &Config) -> Result<Vec<ChosenTable>> {
     let session = Session::connect(&SourceSettings::parse(&config.source.url)?).await?;
     let published = publication::find(&session, &config.source.publication).await?;
-    prepare::choose_tables(&session, config, published.as_ref().map(|p| p.name.as_str())).await
+    let chosen = prepare::choose_tables(&session, config, published.as_ref().map(|p| p.name.as_str()));
+    Ok(chosen.await?.tables)
 }
 
 /// The table's key as its files have it; `None` where it is not known.

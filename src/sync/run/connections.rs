@@ -224,6 +224,8 @@ impl Runner<'_> {
             flush_interval: self.config.sync.flush_interval,
             on_unrepresentable: self.config.sync.on_unrepresentable,
             until,
+            // Only an end that nobody else counts on can be put off.
+            looks_at_end: self.options.once && self.options.until.is_none() && pipeline.slot.is_none(),
             boundary,
             attempts: self.options.once.then_some(ATTEMPTS_ONCE),
         };

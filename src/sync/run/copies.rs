@@ -19,6 +19,7 @@ use tokio::sync::watch;
 
 use super::connections::Reading;
 use super::gate::Gate;
+use super::newcomers::Told;
 use super::{Runner, Table, show};
 use crate::config::selection_of;
 use crate::error::{Error, ErrorKind, Result};
@@ -26,8 +27,8 @@ use crate::lake::{Alteration, CopiedTable, NewTable, TableRow, TableState};
 use crate::lsn::Lsn;
 use crate::source::replication::ReplicationConnection;
 use crate::source::session::Session;
+use crate::source::slot;
 use crate::source::snapshot::SnapshotHolder;
-use crate::source::{publication, slot};
 use crate::sync::boundary::Boundary;
 use crate::sync::failpoint::failpoint;
 use crate::sync::flush::SyncTable;
@@ -39,6 +40,8 @@ use crate::sync::stream::SharedTables;
 
 /// How often the catalog is asked which tables are to be copied.
 const LOOK: Duration = Duration::from_secs(1);
+/// How often the source is asked whether it has new tables.
+const NEWCOMERS: Duration = Duration::from_secs(10);
 /// How long a table that errs by itself stands until it is copied afresh; twice as long each time that it errs again.
 const FIRST_PAUSE: Duration = Duration::from_secs(30);
 /// The longest that it stands.
@@ -78,8 +81,15 @@ impl Runner<'_> {
     /// Kind `Fenced`, when another process has taken over.
     pub(super) async fn copy_beside(&self, pipeline: &Arc<Pipeline>, shared: &SharedTables, gate: &Gate) -> Result<()> {
         let mut again: Map<i64, Again> = Map::new();
+        let (mut told, mut looked_at): (Told, Option<Instant>) = (Told::default(), None);
         let mut pause = LOOK;
         loop {
+            if looked_at.is_none_or(|at| at.elapsed() >= NEWCOMERS) {
+                looked_at = Some(Instant::now());
+                if let Err(error) = self.take_in(pipeline, &mut told).await {
+                    tracing::warn!(%error, fix = error.remedy_text(), "new tables of the source can't be looked for");
+                }
+            }
             let copied = self.copy_those_due(pipeline, shared, gate, &mut again).await;
             gate.release();
             match copied {
@@ -253,16 +263,10 @@ impl Runner<'_> {
         pipeline: &Pipeline,
         row: &TableRow,
     ) -> Result<(Table, Option<Alteration>)> {
-        let published = publication::find(session, &self.config.source.publication).await?;
-        let chosen =
-            prepare::choose_table(session, self.config, &row.source, published.as_ref().map(|p| p.name.as_str()));
+        let published = self.published(session).await?;
+        let chosen = prepare::choose_table(session, self.config, &row.source, Some(&published.name));
         let ChosenTable { source, layout, target } = chosen.await?;
-        prepare::check_publication(
-            session,
-            &self.config.source.publication,
-            &[ChosenTable { source: source.clone(), layout: layout.clone(), target: target.clone() }],
-        )
-        .await?;
+        self.publish(session, &published, &source.name).await?;
         if target != row.target {
             let what = format!("{} is the lake's {}, but has the target {target} now", row.source, row.target);
             return Err(Error::new(ErrorKind::Table, what).remedy("copy everything anew: `duckpipe sync --resnapshot`"));
@@ -315,11 +319,10 @@ impl Runner<'_> {
             return Ok(None);
         }
         let recorded = self.lake.definitions(&self.config.name).await?;
-        let published = publication::find(&session, &self.config.source.publication).await?;
+        let published = self.published(&session).await?;
         let mut tables = Vec::new();
         for row in copied {
-            let chosen =
-                prepare::choose_table(&session, self.config, &row.source, published.as_ref().map(|p| p.name.as_str()));
+            let chosen = prepare::choose_table(&session, self.config, &row.source, Some(&published.name));
             let joined = match chosen.await {
                 Ok(chosen) => {
                     let recorded = row.table_id.and_then(|table_id| recorded.get(&table_id));

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
 
-use super::{Stream, Waiting, quarantine};
+use super::{Failure, Stream, Waiting, quarantine};
 use crate::error::Result;
 use crate::lake::TableState;
 use crate::lsn::Lsn;
@@ -18,14 +18,20 @@ use crate::sync::definition::is_same;
 /// How often the source's catalog is looked at.
 const LOOK: Duration = Duration::from_secs(5);
 
+/// So often a run looks at its end: changes that are made meanwhile are the next run's.
+const LOOKS_AT_END: u32 = 6;
+
 /// What the source's catalog had at the last look.
 #[derive(Default)]
 pub(super) struct Unseen {
     looked_at: Option<Instant>,
+    looks_at_end: u32,
     /// Definitions that hold nothing new, by the tables' oids.
     known: HashMap<u32, i64>,
     /// Definitions that do.
     found: HashMap<u32, Found>,
+    /// Tables that are not there any more, each with the position that everything of it lies before.
+    gone: HashMap<u32, Lsn>,
 }
 
 struct Found {
@@ -46,14 +52,39 @@ impl Stream<'_> {
             && self.unseen.looked_at.is_none_or(|at| at.elapsed() >= LOOK)
     }
 
+    /// At the end of a run: whether there is something left to do, for which the run must go on.
+    pub(super) async fn goes_on_after_look(&mut self) -> Result<bool> {
+        if !self.options.looks_at_end || self.state != TableState::Streaming || self.unseen.looks_at_end == LOOKS_AT_END
+        {
+            return Ok(false);
+        }
+        self.unseen.looks_at_end += 1;
+        self.look().await?;
+        if self.waiting.is_some() {
+            self.start_flush()?;
+            return Ok(true);
+        }
+        let found = self.unseen.found.values().map(|found| found.at);
+        let until = found.chain(self.unseen.gone.values().copied()).max().filter(|at| *at > self.applied);
+        let goes_on = until.is_some() || !self.unseen.gone.is_empty() || !self.unseen.found.is_empty();
+        if let Some(until) = until {
+            (self.options.until, self.boundary) = (Some(until), Some(until));
+            self.cross(self.received);
+        }
+        Ok(goes_on)
+    }
+
     /// Looks at the catalog, and begins to apply what is due.
     pub(super) async fn look(&mut self) -> Result<()> {
         let oids: Vec<u32> =
             self.tables.iter().filter(|(_, table)| table.failed.is_none()).map(|(oid, _)| *oid).collect();
         let marks = self.definitions.marks(&oids).await?;
         for oid in oids {
-            // A table that is gone, or has another name, is looked for by others.
-            let Some(&mark) = marks.get(&oid) else { continue };
+            let Some(&mark) = marks.get(&oid) else {
+                self.end_dropped(oid).await?;
+                continue;
+            };
+            self.unseen.gone.remove(&oid);
             match self.unseen.found.remove(&oid) {
                 Some(found) if found.mark == mark && self.received >= found.at => self.apply_unseen(oid, found).await?,
                 Some(found) if found.mark == mark => drop(self.unseen.found.insert(oid, found)),
@@ -62,6 +93,23 @@ impl Stream<'_> {
             }
         }
         self.unseen.looked_at = Some(Instant::now());
+        Ok(())
+    }
+
+    /// A table that the source has dropped keeps its rows: those of its end, once everything before that is in the lake.
+    async fn end_dropped(&mut self, oid: u32) -> Result<()> {
+        let Some(&at) = self.unseen.gone.get(&oid) else {
+            let at = self.definitions.session.wal_position().await?;
+            self.unseen.gone.insert(oid, at);
+            return Ok(());
+        };
+        let Some(table) = self.tables.get_mut(&oid).filter(|_| self.received >= at) else { return Ok(()) };
+        self.pipeline.lake.end_table(&self.pipeline.fence, table.table.lake.table_id).await?;
+        table.fail(Failure::Recorded);
+        table.table.progress.set_state(TableState::Dropped);
+        self.unseen.gone.remove(&oid);
+        self.shared.remove(oid);
+        tracing::info!(table = %table.source.name, "the source has dropped the table; the lake keeps its rows");
         Ok(())
     }
 

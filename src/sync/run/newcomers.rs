@@ -1,0 +1,110 @@
+//! Tables of the source that match the configuration and that the lake does not know: they are taken in while the others stream.
+
+use std::collections::HashSet;
+
+use super::Runner;
+use crate::config::{TablePattern, selection_of};
+use crate::error::{Error, ErrorKind, Result};
+use crate::lake::{NewTable, TableRow, TableState};
+use crate::source::publication::Publication;
+use crate::source::session::Session;
+use crate::source::table::TableName;
+use crate::source::{catalog, publication};
+use crate::sync::pipeline::Pipeline;
+use crate::sync::prepare::{self, ChosenTable};
+
+/// The tables whose trouble was told, so that it is told once.
+#[derive(Default)]
+pub(super) struct Told(HashSet<TableName>);
+
+impl Told {
+    fn warn(&mut self, table: &TableName, error: &Error) {
+        if self.0.insert(table.clone()) {
+            tracing::warn!(%table, %error, fix = error.remedy_text(), "the table is not followed");
+        }
+    }
+}
+
+impl Runner<'_> {
+    /// Looks for tables that are not known yet. They are `pending` from then on, and copied next.
+    ///
+    /// # Errors
+    /// Kind `Transient`, when source or catalog do not answer. What is wrong with one table is told, and no error.
+    pub(super) async fn take_in(&self, pipeline: &Pipeline, told: &mut Told) -> Result<()> {
+        let session = Session::connect(&self.settings).await?;
+        let patterns: Vec<TablePattern> = self.config.tables.iter().map(|table| table.source.clone()).collect();
+        let found = catalog::list_tables(&session, &patterns).await?;
+        let rows = self.lake.tables(&self.config.name).await?;
+        for name in &found {
+            // One that is half made is made to its end.
+            let known = rows.iter().find(|row| row.source == *name && row.table_id.is_some());
+            let taken = match known {
+                None => self.take_in_one(&session, pipeline, name, &rows).await,
+                Some(row) if row.state == TableState::Dropped => self.take_in_anew(row).await,
+                Some(_) => continue,
+            };
+            match taken {
+                Err(error) if matches!(error.kind(), ErrorKind::Transient | ErrorKind::Fenced) => return Err(error),
+                Err(error) => told.warn(name, &error),
+                Ok(()) => {}
+            }
+        }
+        Ok(())
+    }
+
+    async fn take_in_one(
+        &self,
+        session: &Session,
+        pipeline: &Pipeline,
+        name: &TableName,
+        rows: &[TableRow],
+    ) -> Result<()> {
+        if selection_of(&self.config.tables, name).is_none() {
+            return Ok(());
+        }
+        let published = self.published(session).await?;
+        let ChosenTable { source, target, layout } =
+            prepare::choose_table(session, self.config, name, Some(&published.name)).await?;
+        if let Some(row) = rows.iter().find(|row| row.source_oid == source.oid && row.table_id.is_some()) {
+            return Err(Error::new(ErrorKind::Table, format!("it was called {} when it was copied", row.source))
+                .remedy(format!("it is followed into the lake's {}", row.target)));
+        }
+        self.lake.check_target(&self.config.name, &target).await?;
+        self.publish(session, &published, name).await?;
+        tracing::info!(table = %name, "a new table: it is copied, beside the stream");
+        let (progress, estimate) = (self.progress.table(name, &target), source.estimated_rows);
+        let new = NewTable { source_oid: source.oid, source: name.clone(), target, layout, recreate: false };
+        self.lake.create_table(&pipeline.fence, &new).await?;
+        progress.set_state(TableState::Pending);
+        progress.set_rows_total_estimate(estimate);
+        Ok(())
+    }
+
+    /// The source has a table again whose namesake was dropped.
+    async fn take_in_anew(&self, row: &TableRow) -> Result<()> {
+        tracing::info!(table = %row.source, "the source has a table of this name again");
+        self.lake.ask_for_resync(&self.config.name, std::slice::from_ref(&row.source)).await
+    }
+
+    pub(super) async fn published(&self, session: &Session) -> Result<Publication> {
+        let name = &self.config.source.publication;
+        publication::find(session, name).await?.ok_or_else(|| {
+            Error::new(ErrorKind::Precondition, format!("the publication {name} is gone"))
+                .remedy("make it again, as `duckpipe check` says")
+        })
+    }
+
+    /// Has the publication send the table, where it is ours to say.
+    pub(super) async fn publish(&self, session: &Session, published: &Publication, name: &TableName) -> Result<()> {
+        if published.all_tables || published.tables.contains(name) {
+            return Ok(());
+        }
+        let row = self.lake.pipeline(&self.config.name).await?;
+        if row.is_some_and(|row| row.owns_publication) {
+            return publication::add_table(session, &published.name, name).await;
+        }
+        let statement = publication::add_sql(&published.name, name);
+        Err(Error::new(ErrorKind::Precondition, format!("the publication {} lacks {name}", published.name))
+            .remedy(format!("let its owner run: {statement};")))
+    }
+}
