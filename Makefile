@@ -86,7 +86,7 @@ test-memory: optimised-program ## Peak memory with 5M rows and transactions of 5
 	@$(STEP) "memory" $(MEASURED) DUCKPIPE_TEST_ROWS=$${DUCKPIPE_TEST_ROWS:-5000000} cargo test --workspace --test main memory:: -- --nocapture --test-threads 1
 
 # What depends on the server: its WAL and what is done with it, end to end.
-POSTGRES_CORE := differential::random_writes_duckdb_local direct_commit:: lifecycle:: prefix_consistency:: schema_changes:: stopped_table:: streamed:: truncate:: types::
+POSTGRES_CORE := differential::random_writes_duckdb_local direct_commit:: lifecycle:: newcomers:: prefix_consistency:: resync:: schema_changes:: stopped_table:: streamed:: truncate:: types::
 VERSIONS ?= 14 15 16 17 18
 test-postgres: bootstrap-all ## The core of the black-box tests on Postgres 14 to 18 (VERSIONS="14 18")
 	@scripts/bootstrap.sh $(VERSIONS:%=postgres-%)

@@ -430,23 +430,28 @@ impl Lake {
 
     /// A fresh copy of these tables begins: they leave every other state, and forget an error.
     pub async fn begin_copy(&self, fence: &Fence, table_ids: &[i64]) -> Result<()> {
-        self.set_states(fence, &format!("table_id IN ({})", id_list(table_ids.iter().copied())), TableState::Snapshot)
-            .await
+        self.set_states(
+            fence,
+            &format!("table_id IN ({})", id_list(table_ids.iter().copied())),
+            TableState::Snapshot,
+            ", wanted = NULL",
+        )
+        .await
     }
 
     /// The tables that were catching up by the pipeline's own slot are level with the source.
     pub async fn finish_catchup(&self, fence: &Fence) -> Result<()> {
         let which = format!("state = '{}' AND slot IS NULL", TableState::Catchup);
-        self.set_states(fence, &which, TableState::Streaming).await
+        self.set_states(fence, &which, TableState::Streaming, "").await
     }
 
-    async fn set_states(&self, fence: &Fence, which: &str, state: TableState) -> Result<()> {
+    async fn set_states(&self, fence: &Fence, which: &str, state: TableState, more: &'static str) -> Result<()> {
         let (fence, which) = (fence.clone(), which.to_owned());
         self.run(move |session| {
             session.locked_transaction(|session| {
                 pipeline::held(session, &fence)?;
                 session.write(&format!(
-                    "UPDATE {}.duckpipe_table SET state = '{state}', error = NULL, slot = NULL, wanted = NULL \
+                    "UPDATE {}.duckpipe_table SET state = '{state}', error = NULL, slot = NULL{more} \
                      WHERE pipeline = {} AND {which}",
                     session.tables(),
                     literal(&fence.pipeline)

@@ -118,6 +118,11 @@ async fn begin(
     };
     let published = publication::find(&session, &config.source.publication).await?;
     let chosen = prepare::choose_tables(&session, config, published.as_ref().map(|p| p.name.as_str())).await?;
+    // Only a lake that is there already can do without one of them; a new one is not even begun.
+    let chosen = match chosen.missing.is_empty() || !options.resnapshot && streams(config).await? {
+        true => chosen,
+        false => Chosen { tables: chosen.all()?, missing: Vec::new() },
+    };
     take_turn(&session, &config.source.slot).await?;
 
     let store = Store::open(&config.lake.data_path, config.s3_settings().as_ref())
@@ -166,6 +171,18 @@ async fn begin(
         row => runner.create(row, &chosen.all()?, replication, until).await?,
     };
     Ok((runner, ready))
+}
+
+/// Whether there is a lake that this pipeline streams into. Writes nothing.
+async fn streams(config: &Config) -> Result<bool> {
+    let lake = match Lake::open(&config.lake_settings(config.sync.memory_limit, true)).await {
+        // Nothing is there, or nothing of ours.
+        Err(error) if matches!(error.kind(), ErrorKind::Missing | ErrorKind::Precondition) => return Ok(false),
+        opened => opened?,
+    };
+    let row = lake.pipeline(&config.name).await;
+    lake.shutdown().await;
+    Ok(row?.is_some_and(|row| row.state == PipelineState::Streaming))
 }
 
 /// Shows a table as the catalog knows it.

@@ -15,6 +15,7 @@ pub(crate) use on_both_catalogs;
 
 mod alter;
 mod bounds;
+mod copies;
 mod failures;
 mod fuzz;
 pub(crate) mod lab;

@@ -41,7 +41,7 @@ use crate::sync::stream::SharedTables;
 /// How often the catalog is asked which tables are to be copied.
 const LOOK: Duration = Duration::from_secs(1);
 /// How often the source is asked whether it has new tables.
-const NEWCOMERS: Duration = Duration::from_secs(10);
+const NEWCOMERS: Duration = Duration::from_secs(5);
 /// How long a table that errs by itself stands until it is copied afresh; twice as long each time that it errs again.
 const FIRST_PAUSE: Duration = Duration::from_secs(30);
 /// The longest that it stands.

@@ -16,7 +16,7 @@ use crate::source::table::SourceTable;
 use crate::sync::definition::is_same;
 
 /// How often the source's catalog is looked at.
-const LOOK: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_secs(2);
 
 /// So often a run looks at its end: changes that are made meanwhile are the next run's.
 const LOOKS_AT_END: u32 = 6;
