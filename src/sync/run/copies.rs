@@ -19,7 +19,7 @@ use tokio::sync::watch;
 
 use super::connections::Reading;
 use super::gate::Gate;
-use super::newcomers::Told;
+use super::newcomers::Newcomers;
 use super::{Runner, Table, show};
 use crate::config::selection_of;
 use crate::error::{Error, ErrorKind, Result};
@@ -81,12 +81,12 @@ impl Runner<'_> {
     /// Kind `Fenced`, when another process has taken over.
     pub(super) async fn copy_beside(&self, pipeline: &Arc<Pipeline>, shared: &SharedTables, gate: &Gate) -> Result<()> {
         let mut again: Map<i64, Again> = Map::new();
-        let (mut told, mut looked_at): (Told, Option<Instant>) = (Told::default(), None);
+        let (mut newcomers, mut looked_at): (Newcomers, Option<Instant>) = (Newcomers::default(), None);
         let mut pause = LOOK;
         loop {
             if looked_at.is_none_or(|at| at.elapsed() >= NEWCOMERS) {
                 looked_at = Some(Instant::now());
-                if let Err(error) = self.take_in(pipeline, &mut told).await {
+                if let Err(error) = self.take_in(pipeline, &mut newcomers).await {
                     tracing::warn!(%error, fix = error.remedy_text(), "new tables of the source can't be looked for");
                 }
             }

@@ -13,13 +13,17 @@ use crate::source::{catalog, publication};
 use crate::sync::pipeline::Pipeline;
 use crate::sync::prepare::{self, ChosenTable};
 
-/// The tables whose trouble was told, so that it is told once.
+/// What is kept from one look for new tables to the next.
 #[derive(Default)]
-pub(super) struct Told(HashSet<TableName>);
+pub(super) struct Newcomers {
+    session: Option<Session>,
+    /// The tables whose trouble was told, so that it is told once.
+    told: HashSet<TableName>,
+}
 
-impl Told {
+impl Newcomers {
     fn warn(&mut self, table: &TableName, error: &Error) {
-        if self.0.insert(table.clone()) {
+        if self.told.insert(table.clone()) {
             tracing::warn!(%table, %error, fix = error.remedy_text(), "the table is not followed");
         }
     }
@@ -30,8 +34,12 @@ impl Runner<'_> {
     ///
     /// # Errors
     /// Kind `Transient`, when source or catalog do not answer. What is wrong with one table is told, and no error.
-    pub(super) async fn take_in(&self, pipeline: &Pipeline, told: &mut Told) -> Result<()> {
-        let session = Session::connect(&self.settings).await?;
+    pub(super) async fn take_in(&self, pipeline: &Pipeline, newcomers: &mut Newcomers) -> Result<()> {
+        // A session that breaks is not put back.
+        let session = match newcomers.session.take() {
+            Some(session) => session,
+            None => Session::connect(&self.settings).await?,
+        };
         let patterns: Vec<TablePattern> = self.config.tables.iter().map(|table| table.source.clone()).collect();
         let found = catalog::list_tables(&session, &patterns).await?;
         let rows = self.lake.tables(&self.config.name).await?;
@@ -45,10 +53,11 @@ impl Runner<'_> {
             };
             match taken {
                 Err(error) if matches!(error.kind(), ErrorKind::Transient | ErrorKind::Fenced) => return Err(error),
-                Err(error) => told.warn(name, &error),
+                Err(error) => newcomers.warn(name, &error),
                 Ok(()) => {}
             }
         }
+        newcomers.session = Some(session);
         Ok(())
     }
 

@@ -15,8 +15,10 @@ use crate::lsn::Lsn;
 use crate::source::table::SourceTable;
 use crate::sync::definition::is_same;
 
-/// How often the source's catalog is looked at.
+/// How often the source's catalog is looked at, at most.
 const LOOK: Duration = Duration::from_secs(2);
+/// A look at very many tables costs the source its time: it rests so many times as long.
+const REST: u32 = 50;
 
 /// So often a run looks at its end: changes that are made meanwhile are the next run's.
 const LOOKS_AT_END: u32 = 6;
@@ -24,7 +26,7 @@ const LOOKS_AT_END: u32 = 6;
 /// What the source's catalog had at the last look.
 #[derive(Default)]
 pub(super) struct Unseen {
-    looked_at: Option<Instant>,
+    next: Option<Instant>,
     looks_at_end: u32,
     /// Definitions that hold nothing new, by the tables' oids.
     known: HashMap<u32, i64>,
@@ -49,7 +51,7 @@ impl Stream<'_> {
             && self.is_level()
             && self.paused.is_none()
             && !self.in_transaction
-            && self.unseen.looked_at.is_none_or(|at| at.elapsed() >= LOOK)
+            && self.unseen.next.is_none_or(|next| next <= Instant::now())
     }
 
     /// At the end of a run: whether there is something left to do, for which the run must go on.
@@ -78,7 +80,9 @@ impl Stream<'_> {
     pub(super) async fn look(&mut self) -> Result<()> {
         let oids: Vec<u32> =
             self.tables.iter().filter(|(_, table)| table.failed.is_none()).map(|(oid, _)| *oid).collect();
+        let begun = Instant::now();
         let marks = self.definitions.marks(&oids).await?;
+        self.unseen.next = Some(begun + LOOK.max(begun.elapsed() * REST));
         for oid in oids {
             let Some(&mark) = marks.get(&oid) else {
                 self.end_dropped(oid).await?;
@@ -92,7 +96,6 @@ impl Stream<'_> {
                 _ => self.compare(oid, mark).await?,
             }
         }
-        self.unseen.looked_at = Some(Instant::now());
         Ok(())
     }
 
