@@ -77,7 +77,8 @@ async fn publish(
 ) {
     let name = &config.source.publication;
     let what = format!("publication {name}");
-    let mut remedy = format!("let the owner of the tables run: {};", publication::create_sql(name, tables));
+    let mut remedy =
+        format!("let the owner of the tables run: {};", publication::create_sql(session.major_version(), name, tables));
     for grant in &facts.grants {
         remedy.push_str(&format!("\n{grant}"));
     }

@@ -136,7 +136,8 @@ async fn describe(
 /// Column lists came with version 15, published generated columns with 18.
 fn columns_query(major: u32) -> String {
     let list = if major >= 15 { "pr.prattrs::int2[]" } else { "NULL::int2[]" };
-    let generated = if major >= 18 { "p.pubgencols::text" } else { "'n'" };
+    // A publication that is yet to be made sends stored ones where it can.
+    let (generated, unmade) = if major >= 18 { ("p.pubgencols::text", "'s'") } else { ("'n'", "'n'") };
     format!(
         "SELECT a.attnum, a.attname, a.atttypid, a.atttypmod, a.attndims::int2 AS attndims, a.attnotnull, \
          CASE WHEN a.atthasmissing THEN (a.attmissingval::text::text[])[1] END AS missing, \
@@ -147,7 +148,7 @@ fn columns_query(major: u32) -> String {
                     WHERE p.pubname = $2) p ON true \
          WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped \
          AND CASE WHEN p.list IS NOT NULL THEN a.attnum = ANY (p.list) \
-             ELSE a.attgenerated = '' OR (a.attgenerated = 's' AND p.generated = 's') END \
+             ELSE a.attgenerated = '' OR (a.attgenerated = 's' AND coalesce(p.generated, {unmade}) = 's') END \
          ORDER BY a.attnum"
     )
 }

@@ -81,11 +81,46 @@ pub async fn find(session: &Session, name: &str) -> Result<Option<Publication>> 
     }))
 }
 
-/// The statement that creates the publication.
-pub fn create_sql(name: &str, tables: &[TableName]) -> String {
+/// The statement that creates the publication, for a server of this version: from 18 on with stored generated columns, without which
+/// that refuses UPDATEs of a table that has some and REPLICA IDENTITY FULL.
+pub fn create_sql(major: u32, name: &str, tables: &[TableName]) -> String {
     let tables: Vec<_> =
         tables.iter().map(|table| format!("ONLY {}", sql::qualified(&table.schema, &table.table))).collect();
-    format!("CREATE PUBLICATION {} FOR TABLE {}", sql::identifier(name), tables.join(", "))
+    let generated = if major >= 18 { " WITH (publish_generated_columns = stored)" } else { "" };
+    format!("CREATE PUBLICATION {} FOR TABLE {}{generated}", sql::identifier(name), tables.join(", "))
+}
+
+/// A generated column for whose sake the server would refuse UPDATEs of its table, once the publication sends that.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unpublished {
+    /// The table, with REPLICA IDENTITY FULL.
+    pub table: TableName,
+    /// The column.
+    pub column: String,
+    /// It is stored, so the publication could send it.
+    pub stored: bool,
+}
+
+/// The first such column of these tables; `name` need not exist. Versions before 18 have no such rule.
+pub async fn unpublished(session: &Session, name: &str, tables: &[TableName]) -> Result<Option<Unpublished>> {
+    if session.major_version() < 18 {
+        return Ok(None);
+    }
+    let schemas: Vec<&str> = tables.iter().map(|table| table.schema.as_str()).collect();
+    let names: Vec<&str> = tables.iter().map(|table| table.table.as_str()).collect();
+    let query = "SELECT n.nspname, c.relname, a.attname, a.attgenerated = 's' \
+                 FROM unnest($1::text[], $2::text[]) w (schema, name) JOIN pg_namespace n ON n.nspname = w.schema \
+                 JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.name AND c.relreplident = 'f' \
+                 JOIN pg_attribute a ON a.attrelid = c.oid AND a.attgenerated <> '' AND NOT a.attisdropped \
+                 LEFT JOIN pg_publication p ON p.pubname = $3 \
+                 WHERE a.attgenerated <> 's' OR coalesce(p.pubgencols, 's') <> 's' ORDER BY 4, 1, 2, 3 LIMIT 1";
+    let row = session.client().query_opt(query, &[&schemas, &names, &name]).await;
+    let row = row.map_err(|error| from_client(error, "Reading the generated columns"))?;
+    Ok(row.map(|row| Unpublished {
+        table: TableName { schema: row.get(0), table: row.get(1) },
+        column: row.get(2),
+        stored: row.get(3),
+    }))
 }
 
 /// The statement that adds a table to the publication.
@@ -112,7 +147,8 @@ pub async fn create(session: &Session, name: &str, tables: &[TableName]) -> Resu
     if tables.is_empty() {
         return Err(Error::new(ErrorKind::Config, "A publication needs at least one table"));
     }
-    let statement = format!("BEGIN; SET LOCAL lock_timeout = '30s'; {}; COMMIT", create_sql(name, tables));
+    let statement =
+        format!("BEGIN; SET LOCAL lock_timeout = '30s'; {}; COMMIT", create_sql(session.major_version(), name, tables));
     let Err(error) = session.client().batch_execute(&statement).await else { return Ok(()) };
     // The failed transaction is still open in this session.
     let _ = session.client().batch_execute("ROLLBACK").await;

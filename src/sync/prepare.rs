@@ -189,8 +189,12 @@ pub async fn check_publication(session: &Session, name: &str, tables: &[ChosenTa
                 ErrorKind::Precondition,
                 format!("the publication {name} can't be created: {reason}"),
             )
-            .remedy(format!("let the owner of the tables run: {};", publication::create_sql(name, &names))));
+            .remedy(format!(
+                "let the owner of the tables run: {};",
+                publication::create_sql(session.major_version(), name, &names)
+            )));
         }
+        check_generated(session, name, &names).await?;
         return Ok(false);
     };
     let missing: Vec<String> = names
@@ -212,7 +216,29 @@ pub async fn check_publication(session: &Session, name: &str, tables: &[ChosenTa
         .remedy("publish the table without WHERE, or take another publication"));
     }
     check_kinds(&found)?;
+    check_generated(session, name, &names).await?;
     Ok(true)
+}
+
+/// A publication must not keep the source from its own UPDATEs.
+///
+/// # Errors
+/// Kind `Precondition`, with what its owner, or the table's, has to do.
+pub async fn check_generated(session: &Session, name: &str, tables: &[TableName]) -> Result<()> {
+    let Some(found) = publication::unpublished(session, name, tables).await? else { return Ok(()) };
+    let remedy = match found.stored {
+        true => format!(
+            "let the publication's owner run: ALTER PUBLICATION {} SET (publish_generated_columns = stored);",
+            identifier(name)
+        ),
+        false => format!("give {} another replica identity: a virtual column can't be published", found.table),
+    };
+    let what = format!(
+        "{} has REPLICA IDENTITY FULL and the generated column {:?}, which the publication {name} does not send: the source would \
+         refuse its UPDATEs and DELETEs",
+        found.table, found.column
+    );
+    Err(Error::new(ErrorKind::Precondition, what).remedy(remedy))
 }
 
 /// A publication that sends every kind of change.

@@ -214,7 +214,7 @@ fn source_columns(client: &Client, table: &str) -> Vec<SourceColumn> {
     let rows = client.query(&format!(
         "WITH RECURSIVE base(attnum, oid, typtype, typbasetype) AS ( \
            SELECT a.attnum, t.oid, t.typtype, t.typbasetype FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid \
-           WHERE a.attrelid = '{}'::regclass AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' \
+           WHERE a.attrelid = '{}'::regclass AND a.attnum > 0 AND NOT a.attisdropped AND (a.attgenerated = '' OR a.attgenerated = 's' AND current_setting('server_version_num')::int >= 180000) \
            UNION ALL SELECT b.attnum, t.oid, t.typtype, t.typbasetype FROM base b JOIN pg_type t ON t.oid = b.typbasetype WHERE b.typtype = 'd') \
          SELECT a.attname, t.typname, e.typname, coalesce(a.attnum = ANY (i.indkey), false) \
          FROM base b JOIN pg_attribute a ON a.attrelid = '{0}'::regclass AND a.attnum = b.attnum JOIN pg_type t ON t.oid = b.oid \

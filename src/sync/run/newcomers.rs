@@ -105,6 +105,7 @@ impl Runner<'_> {
 
     /// Has the publication send the table, where it is ours to say.
     pub(super) async fn publish(&self, session: &Session, published: &Publication, name: &TableName) -> Result<()> {
+        prepare::check_generated(session, &published.name, std::slice::from_ref(name)).await?;
         if published.all_tables || published.tables.contains(name) {
             return Ok(());
         }
