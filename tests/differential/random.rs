@@ -43,16 +43,18 @@ pub fn value(rng: &mut StdRng, pg_type: &str) -> String {
         }
         // Whole days around 1970, before and after.
         "date" => format!("date '1970-01-01' + {}", rng.random_range(-2_000_000..2_000_000)),
-        "time" => format!("time '00:00' + interval '{} us'", rng.random_range(0..86_400_000_000_u64)),
-        "timestamp" => format!("timestamp '1970-01-01' + interval '{} us'", rng.random_range(-(1_i64 << 55)..1 << 60)),
+        "time" => format!("time '00:00' + {} * interval '1 us'", rng.random_range(0..86_400_000_000_u64)),
+        "timestamp" => {
+            format!("timestamp '1970-01-01' + {} * interval '1 us'", rng.random_range(-(1_i64 << 55)..1 << 60))
+        }
         "timestamptz" => {
             format!(
-                "timestamptz '1970-01-01 00:00:00+00' + interval '{} us'",
+                "timestamptz '1970-01-01 00:00:00+00' + {} * interval '1 us'",
                 rng.random_range(-(1_i64 << 55)..1 << 60)
             )
         }
         "interval" => format!(
-            "interval '{} months {} us'",
+            "interval '{} months' + {} * interval '1 us'",
             rng.random_range(-900..900),
             rng.random_range(-(1_i64 << 50)..1 << 50)
         ),
@@ -98,7 +100,7 @@ pub fn key(part: KeyPart, number: u32) -> String {
         // A second before the year 1, then on by somewhat more than a year.
         KeyPart::Instant => {
             format!(
-                "timestamptz '0001-12-31 23:59:59+00 BC' + interval '{} us'",
+                "timestamptz '0001-12-31 23:59:59+00 BC' + {} * interval '1 us'",
                 u64::from(number) * 40_000_000_000_007
             )
         }
