@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::lab::{CatalogKind, Client, Combination, NativeLake, Running, StoreKind, assert_equal};
+use crate::lab::{CatalogKind, Client, Combination, NativeLake, Running, StoreKind, assert_equal, wait_for};
 use crate::scenario::Scenario;
 use crate::workload::Writer;
 
@@ -156,9 +156,10 @@ fn asked_for(combination: Combination) {
         scenario.name
     ));
     resync("public.t").expect(0);
-    sync.wait_until("another table is copied", MINUTE, |status| {
-        status.table("public.t")["rows_copied"] != 0 && status.state("public.t") == "catchup" || status.all("streaming")
-    });
+    // Its state may still be the former table's: its columns can't be.
+    let columns = || scenario.lake.open_beside_sync().columns("public.t", None);
+    let is_there = || columns().iter().any(|(name, _)| name == "b").then_some(());
+    wait_for("another table is copied", MINUTE, is_there, || format!("{:?}", columns()));
     scenario.source.execute("INSERT INTO t VALUES (2, 'and another', 2); UPDATE other SET v = 'last'");
     level(&scenario, &mut sync, "the other table of that name");
     sync.terminate().expect(0);

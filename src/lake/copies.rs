@@ -97,7 +97,7 @@ impl Lake {
         .await
     }
 
-    /// Whether the tables of a slot are at the pipeline's position, which is `lsn`: they stream with the others from then on.
+    /// The tables of a slot, which are at the pipeline's position `lsn`, stream with the others from then on.
     ///
     /// # Errors
     /// [`ErrorKind::Transient`] where they are not level. Nothing was written then.
@@ -136,8 +136,7 @@ impl Lake {
         .await
     }
 
-    /// Asks for a fresh copy of the pipeline's tables, by their names in the source; a running `sync` sees to it. Says how many of
-    /// them there are.
+    /// Asks for a fresh copy of the pipeline's tables, by their names in the source; a running `sync` sees to it.
     ///
     /// # Errors
     /// [`ErrorKind::Transient`] where the catalog fails.

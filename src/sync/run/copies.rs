@@ -149,6 +149,10 @@ impl Runner<'_> {
         if selection_of(&self.config.tables, &row.source).is_none() {
             return false;
         }
+        if row.state == TableState::Catchup {
+            // The pipeline's own first copy, which the stream still brings level.
+            return false;
+        }
         if row.resync || row.state == TableState::Pending {
             return true;
         }
@@ -386,7 +390,8 @@ impl Runner<'_> {
                 return Err(Error::new(ErrorKind::Transient, "the stream did not stand still for a copy to join it"));
             };
             if stands >= at {
-                let joined = tokio::time::timeout(STANDS, self.join(copy, shared, at, stands)).await;
+                let joined = tokio::time::timeout(STANDS, self.join(copy, at, stands)).await;
+                self.hand_over(copy, shared, stands).await;
                 gate.release();
                 match joined {
                     Ok(Ok(())) => return slot::drop(&copy.session, &copy.slot).await,
@@ -401,7 +406,7 @@ impl Runner<'_> {
     }
 
     /// The stream stands at `stands`, and the copy comes there too.
-    async fn join(&self, copy: &Copy, shared: &SharedTables, at: Lsn, stands: Lsn) -> Result<()> {
+    async fn join(&self, copy: &Copy, at: Lsn, stands: Lsn) -> Result<()> {
         self.read_up_to(copy, at, stands).await?;
         failpoint("beside_join");
         if self.lake.position(&self.config.name, Some(&copy.slot)).await?.is_none() {
@@ -409,13 +414,30 @@ impl Runner<'_> {
         }
         self.lake.join(&copy.pipeline.fence, &copy.slot, stands).await?;
         failpoint("beside_joined");
-        for (table, source) in copy.tables.all() {
-            table.progress.set_state(TableState::Streaming);
-            table.progress.applied(stands);
-            tracing::info!(table = %source.name, lsn = %stands, "the fresh copy streams with the others");
-            shared.add((table, source));
-        }
         Ok(())
+    }
+
+    /// The stream takes up what the catalog has as streaming, before it goes on. That decides, not what [`Runner::join`] came to: a
+    /// transaction whose end was not waited for, or not told, may have committed. It is asked until it answers.
+    async fn hand_over(&self, copy: &Copy, shared: &SharedTables, stands: Lsn) {
+        let rows = loop {
+            match self.lake.tables(&self.config.name).await {
+                Ok(rows) => break rows,
+                Err(error) => {
+                    tracing::warn!(%error, "whether a copy has joined the stream can't be read; the stream waits");
+                    tokio::time::sleep(LOOK).await;
+                }
+            }
+        };
+        for (table, source) in copy.tables.all() {
+            let row = rows.iter().find(|row| row.table_id == Some(table.lake.table_id));
+            if row.is_some_and(|row| row.state == TableState::Streaming && row.slot.is_none()) {
+                table.progress.set_state(TableState::Streaming);
+                table.progress.applied(stands);
+                tracing::info!(table = %source.name, lsn = %stands, "the fresh copy streams with the others");
+                shared.add((table, source));
+            }
+        }
     }
 
     async fn read_up_to(&self, copy: &Copy, at: Lsn, until: Lsn) -> Result<()> {
