@@ -17,6 +17,7 @@ mod alter;
 mod bounds;
 mod copies;
 mod failures;
+mod format;
 mod fuzz;
 pub(crate) mod lab;
 mod model;

@@ -5,14 +5,12 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Int64Array, StringArray};
 
-use super::lab::{
-    Folder, Kind, Lab, layout, name, new_table, pipeline, query, table_commit, write_data, write_deletes,
-};
+use super::lab::{Folder, Kind, Lab, layout, new_table, pipeline, query, table_commit, write_data, write_deletes};
 use super::model::{Change, Model};
 use crate::batch::layout::ColumnType;
 use crate::error::ErrorKind;
 use crate::lake::pipeline::update;
-use crate::lake::{DeleteCommit, Fence, Lake, LakeSettings, MARKER, PipelineChange, PipelineState, TableState};
+use crate::lake::{DeleteCommit, Fence, Lake, MARKER, PipelineChange, PipelineState, TableState};
 use crate::lsn::Lsn;
 use crate::source::table::TableName;
 
@@ -28,12 +26,10 @@ super::on_both_catalogs!(
     odd_names_work,
     unknown_bounds_hide_no_row,
     a_failed_table_keeps_its_position,
-    an_older_format_is_brought_up_to_date,
     a_foreign_table_is_refused,
     a_half_made_table_is_finished,
     orphans_go_and_registered_files_stay,
     another_catalogs_data_path_is_refused,
-    a_newer_format_is_refused,
 );
 
 fn put(id: i64, text: &str) -> (i64, Change) {
@@ -475,24 +471,6 @@ async fn a_failed_table_keeps_its_position(kind: Kind) {
     assert_eq!((row.state, row.lsn, row.error), (TableState::Streaming, Some(Lsn(model.lsn)), None));
 }
 
-async fn an_older_format_is_brought_up_to_date(kind: Kind) {
-    let lab = Lab::new(kind).await;
-    Model::new(&lab, "t").await;
-    let older = "ALTER TABLE {m}.duckpipe_table DROP COLUMN slot; ALTER TABLE {m}.duckpipe_table DROP COLUMN wanted; \
-                 DROP TABLE {m}.duckpipe_definition; DROP TABLE {m}.duckpipe_request; UPDATE {m}.duckpipe_format SET version = 1";
-    lab.lake.run(move |session| session.write(&older.replace("{m}", &session.tables()))).await.unwrap();
-    lab.lake.clone().shutdown().await;
-    let reading = LakeSettings { read_only: true, ..lab.settings.clone() };
-    let error = Lake::open(&reading).await.unwrap_err();
-    assert!(error.to_string().contains("older duckpipe"), "{error}");
-    Lake::open(&lab.settings).await.unwrap().shutdown().await;
-    let lake = Lake::open(&reading).await.unwrap();
-    let row = lake.tables("shop").await.unwrap().remove(0);
-    assert_eq!((row.source, row.slot, row.resync), (name("t"), None, false));
-    assert!(lake.definitions("shop").await.unwrap().is_empty());
-    lake.shutdown().await;
-}
-
 async fn a_foreign_table_is_refused(kind: Kind) {
     let mut lab = Lab::new(kind).await;
     lab.stock(|connection| {
@@ -617,17 +595,4 @@ async fn another_catalogs_data_path_is_refused(kind: Kind) {
     moved.data_path.push_str("-elsewhere");
     let error = Lake::open(&moved).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Precondition, "{error}");
-}
-
-async fn a_newer_format_is_refused(kind: Kind) {
-    let lab = Lab::new(kind).await;
-    let statement = |sql: &'static str| {
-        let lake = lab.lake.clone();
-        async move { lake.run(move |session| session.write(&sql.replace("{m}", &session.tables()))).await.unwrap() }
-    };
-    statement("UPDATE {m}.duckpipe_format SET version = 3").await;
-    lab.lake.clone().shutdown().await;
-    let error = Lake::open(&lab.settings).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Precondition);
-    assert!(error.to_string().contains("newer duckpipe"), "{error}");
 }

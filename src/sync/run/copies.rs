@@ -208,7 +208,10 @@ impl Runner<'_> {
             self.give_up(&session, pipeline, &tables.iter().map(|(table, _)| table.lake.table_id).collect::<Vec<_>>())
                 .await?;
             for (table, _) in &tables {
-                self.lake.remove_uploads(&pipeline.fence, &table.lake.folder, &self.store).await?;
+                let removed = self.lake.remove_uploads(&pipeline.fence, &table.lake.folder, &self.store).await;
+                if let Err(error) = removed {
+                    tracing::warn!(%error, "files of a copy that failed stay until the next start");
+                }
             }
         }
         copied?;
