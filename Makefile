@@ -18,7 +18,7 @@ TEST_THREADS ?= $(shell echo $$(($$(nproc) * 3 / 2)))
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help env build demo demo-clean test unit lint lint-texts fmt deny bench bench-end-to-end bench-compaction test-memory test-postgres soak bootstrap-build bootstrap-all optimised-program
+.PHONY: help env build demo demo-clean test unit lint lint-texts fmt deny bench bench-end-to-end bench-compaction test-memory test-postgres fuzz upheaval soak bootstrap-build bootstrap-all optimised-program
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -86,14 +86,24 @@ test-memory: optimised-program ## Peak memory with 5M rows and transactions of 5
 	@$(STEP) "memory" $(MEASURED) DUCKPIPE_TEST_ROWS=$${DUCKPIPE_TEST_ROWS:-5000000} cargo test --workspace --test main memory:: -- --nocapture --test-threads 1
 
 # What depends on the server: its WAL and what is done with it, end to end.
-POSTGRES_CORE := differential::random_writes_duckdb_local direct_commit:: lifecycle:: newcomers:: prefix_consistency:: resync:: schema_changes:: stopped_table:: streamed:: truncate:: types::
+POSTGRES_CORE := differential::random_writes_duckdb_local direct_commit:: history::replays_duckdb keyless::equal_rows_are_counted_duckdb \
+  lifecycle:: newcomers::come_and_go_duckdb partitions:: prefix_consistency:: renames::follows_duckdb \
+  resync::what_only_a_copy_mends_duckdb schema_changes:: stopped_table:: streamed:: truncate:: types:: upheaval::any_order_duckdb
 VERSIONS ?= 14 15 16 17 18
 test-postgres: bootstrap-all ## The core of the black-box tests on Postgres 14 to 18 (VERSIONS="14 18")
 	@scripts/bootstrap.sh $(VERSIONS:%=postgres-%)
 	@for version in $(VERSIONS); do \
 	  $(STEP) "tests on Postgres $$version" env DUCKPIPE_POSTGRES_BIN=$${DUCKPIPE_POSTGRES_DIR:-/var/tmp/duckpipe-postgres}/$$version/bin \
-	    cargo test --workspace --test main -- --test-threads $(TEST_THREADS) $(POSTGRES_CORE) || exit 1; \
+	    $(LINTED) cargo test --workspace --test main -- --test-threads $(TEST_THREADS) $(POSTGRES_CORE) || exit 1; \
 	done
+
+fuzz: bootstrap-all ## Compaction against its model: 20 seeds of 200 steps on each catalog (DUCKPIPE_FUZZ_SEEDS, _STEPS)
+	@$(STEP) "fuzz" env DUCKPIPE_FUZZ_SEEDS=$${DUCKPIPE_FUZZ_SEEDS:-20} DUCKPIPE_FUZZ_STEPS=$${DUCKPIPE_FUZZ_STEPS:-200} \
+	  $(LINTED) cargo test --workspace --lib compact::tests::fuzz -- --test-threads 2
+
+upheaval: bootstrap-all ## Everything that a source can do, while sync is killed: 200 seeds (DUCKPIPE_UPHEAVAL_SEEDS on each catalog)
+	@$(STEP) "upheaval" env DUCKPIPE_UPHEAVAL_SEEDS=$${DUCKPIPE_UPHEAVAL_SEEDS:-100} \
+	  $(LINTED) cargo test --workspace --test main upheaval:: -- --test-threads 2
 
 soak: optimised-program ## An hour of random updates on 5M rows, on both catalogs: does the lake keep its size? (DUCKPIPE_SOAK_MINUTES, _ROWS, _RATE, _UPDATES)
 	@$(STEP) "soak" $(MEASURED) cargo test --workspace --test main soak:: -- --ignored --nocapture --test-threads 1

@@ -62,6 +62,8 @@ fn sbtest1() -> SourceTable {
         estimated_rows: 0,
         pages: 0,
         file_node: 1,
+        filter: None,
+        partitions: None,
     }
 }
 

@@ -4,19 +4,22 @@ CREATE TABLE duckpipe_table (
     source_oid BIGINT NOT NULL,
     source_schema VARCHAR NOT NULL,
     source_table VARCHAR NOT NULL,
+    -- What the source's table was called when the configuration selected it. NULL: as it is called now.
+    selected_schema VARCHAR,
+    selected_table VARCHAR,
     target_schema VARCHAR NOT NULL,
     target_table VARCHAR NOT NULL,
     -- DuckLake's table_id. NULL while the lake's table is being made.
     table_id BIGINT,
     -- Counts how often the lake's table was made anew.
     generation BIGINT NOT NULL,
-    -- pending, snapshot, catchup, streaming, errored or dropped.
+    -- pending, snapshot, catchup, streaming, errored, dropped or paused.
     state VARCHAR NOT NULL,
     -- The table's own position where its state is not streaming; a streaming table is at its pipeline's.
     lsn VARCHAR,
     -- The slot that brings the table level with the others, where that is not its pipeline's. Written before the slot is made.
     slot VARCHAR,
-    -- What is to be done with the table: resync, a fresh copy. NULL: nothing. Whoever writes it needs no epoch.
+    -- What is to be done with the table: resync (a fresh copy), pause, remove or drop. NULL: nothing. Whoever writes it needs no epoch.
     wanted VARCHAR,
     -- JSON: [{"attnum", "key", "column_id", "element"}].
     columns VARCHAR NOT NULL,
@@ -25,6 +28,7 @@ CREATE TABLE duckpipe_table (
     -- Values set to NULL because the lake's type can't hold them.
     values_nulled BIGINT NOT NULL,
     last_commit_at TIMESTAMPTZ,
+    -- Why it is errored; or paused, where nobody asked for that.
     error VARCHAR,
     PRIMARY KEY (pipeline, target_schema, target_table)
 );

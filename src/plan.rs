@@ -2,6 +2,8 @@
 //!
 //! Plans are built from DataFusion's operators directly, without its SQL, its optimizer and its file formats.
 
+mod pool;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -10,7 +12,6 @@ use arrow::datatypes::SchemaRef;
 use datafusion_common::DataFusionError;
 use datafusion_execution::config::SessionConfig;
 use datafusion_execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
-use datafusion_execution::memory_pool::FairSpillPool;
 use datafusion_execution::runtime_env::RuntimeEnvBuilder;
 use datafusion_execution::{SendableRecordBatchStream, TaskContext};
 use datafusion_physical_expr::expressions::Column;
@@ -20,6 +21,7 @@ use datafusion_physical_plan::sorts::sort::SortExec;
 use datafusion_physical_plan::sorts::sort_preserving_merge::SortPreservingMergeExec;
 use datafusion_physical_plan::streaming::{PartitionStream, StreamingTableExec};
 use datafusion_physical_plan::{ExecutionPlan, execute_stream};
+use pool::Pool;
 
 /// What a plan may use.
 #[derive(Clone, Debug)]
@@ -65,7 +67,7 @@ fn context(room: &Room, partitions: usize) -> Result<Arc<TaskContext>, DataFusio
     let disk =
         DiskManagerBuilder::default().with_mode(DiskManagerMode::Directories(vec![room.spill_directory.clone()]));
     let runtime = RuntimeEnvBuilder::new()
-        .with_memory_pool(Arc::new(FairSpillPool::new(room.memory)))
+        .with_memory_pool(Arc::new(Pool::new(room.memory)))
         .with_disk_manager_builder(disk)
         .build_arc()?;
     let config = SessionConfig::new()

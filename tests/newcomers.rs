@@ -129,6 +129,44 @@ fn while_nobody_runs() {
     scenario.assert_equal(&["public.stays", "public.comes"]);
 }
 
+/// Wherever it dies while a table comes or goes, the next start goes on with it.
+#[test]
+fn killed_while_tables_come_and_go() {
+    let tables = format!("{SYNC}[[tables]]\nsource = \"public.*\"\n");
+    let mut scenario = Scenario::new("come_killed", POSTGRES, &tables);
+    scenario.source.execute(&rows("stays", 100));
+    scenario.converge(&["public.stays"]);
+    for failpoint in ["newcomer_published", "newcomer_made", "beside_joined"] {
+        scenario.source.execute(&rows(failpoint, 300));
+        scenario.duckpipe.die_at(failpoint, 1);
+        let died = scenario.duckpipe.sync().wait(MINUTE);
+        assert_eq!(died.code, None, "{failpoint}: {}", died.output());
+        scenario.duckpipe.live();
+        let table = format!("public.{failpoint}");
+        scenario
+            .source
+            .execute(&format!("UPDATE {failpoint} SET v = 'later' WHERE id < 50; UPDATE stays SET v = '{failpoint}'"));
+        let mut sync = scenario.duckpipe.sync();
+        waits_for(&scenario, &mut sync, &table, "streaming");
+        scenario.source.execute(&format!("DELETE FROM {failpoint} WHERE id > 200"));
+        waits_for(&scenario, &mut sync, &table, "streaming");
+        sync.terminate().expect(0);
+        scenario.assert_equal(&["public.stays", &table]);
+    }
+    scenario.source.execute("UPDATE newcomer_made SET v = 'the last'");
+    scenario.source.execute("DROP TABLE newcomer_made");
+    scenario.duckpipe.die_at("table_ended", 1);
+    let died = scenario.duckpipe.sync().wait(MINUTE);
+    assert_eq!(died.code, None, "{}", died.output());
+    scenario.duckpipe.live();
+    scenario.converge(&["public.stays", "public.newcomer_published"]);
+    assert_eq!(state(&scenario.duckpipe.status(), "public.newcomer_made"), "dropped");
+    let last = "SELECT count(*) FROM lake.public.newcomer_made WHERE v = 'the last'";
+    assert_eq!(scenario.lake.open_native().number(last), 200);
+    scenario.duckpipe.run(&["validate"]).expect(0);
+    scenario.duckpipe.run(&["validate", "--files"]).expect(0);
+}
+
 /// A publication that is somebody else's: the statement is told to its owner, and once it was run the table comes.
 #[test]
 fn a_publication_of_somebody_else() {

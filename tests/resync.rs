@@ -182,6 +182,7 @@ fn asked_for_postgres() {
 fn killed(combination: Combination) {
     let mut scenario = copied(&format!("resync_killed_{}", combination.name()), combination);
     for (number, failpoint) in [
+        "left_stream",
         "beside_begun",
         "beside_slot",
         "copy",

@@ -13,6 +13,7 @@ use super::socket::{connect, socket_path};
 use crate::cli::status::StatusReport;
 use crate::compact;
 use crate::error::{Because, Error, ErrorKind, Result};
+use crate::lake::Wanted;
 use crate::lsn::Lsn;
 use crate::sync::repair::{Repair, write_changes};
 
@@ -68,10 +69,15 @@ pub async fn repair(catalog: &Path, repair: &Repair) -> Result<Option<i64>> {
     ask(catalog, request, None).await
 }
 
-/// Has tables copied afresh by the sync that holds a catalog file, with no names those that are errored; which ones. `None` where no
-/// sync is running there.
-pub async fn resync(catalog: &Path, names: &[String]) -> Result<Option<Vec<String>>> {
-    ask(catalog, Request::Resync { tables: names.to_vec() }, Some(PATIENCE)).await
+/// Tells the sync that holds a catalog file what is wanted of tables, with no names of those that are errored; which ones. `paused`: they
+/// must stand still. `None` where no sync is running there.
+pub async fn want(catalog: &Path, names: &[String], paused: bool, wanted: Wanted) -> Result<Option<Vec<String>>> {
+    ask(catalog, Request::Want { tables: names.to_vec(), paused, wanted }, Some(PATIENCE)).await
+}
+
+/// Has the sync that holds a catalog file read its configuration again. `None` where no sync is running there.
+pub async fn reload(catalog: &Path) -> Result<Option<()>> {
+    ask(catalog, Request::Reload, Some(PATIENCE)).await
 }
 
 /// Ends a hold.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::compact;
 use crate::error::{Error, ErrorKind};
+use crate::lake::Wanted;
 use crate::lsn::Lsn;
 
 /// The longest line that either side reads, in bytes: a report of some ten thousand tables.
@@ -49,11 +50,17 @@ pub(super) enum Request {
         /// Where the changes are. The client removes the file.
         path: PathBuf,
     },
-    /// Tables shall be copied afresh; with no names those that are errored. Answered with the tables' names.
-    Resync {
+    /// Something is wanted of tables; with no names of those that are errored. Answered with the tables' names.
+    Want {
         /// As the source or the lake names them.
         tables: Vec<String>,
+        /// They must stand still.
+        paused: bool,
+        /// What.
+        wanted: Wanted,
     },
+    /// The configuration shall be read again.
+    Reload,
     /// The stream shall go on as ever.
     Release,
 }

@@ -14,6 +14,7 @@ use super::socket::ControlSocket;
 use crate::cli::status::StatusReport;
 use crate::compact;
 use crate::error::{Because, ErrorKind, Result};
+use crate::lake::Wanted;
 use crate::sync::boundary::Boundary;
 use crate::sync::repair::{Repair, read_changes};
 
@@ -35,8 +36,10 @@ pub trait Handler: Send + Sync + 'static {
     async fn compact(&self, request: &compact::Request) -> Result<compact::Report>;
     /// Replaces rows of a table; a snapshot of the lake that shows it.
     async fn repair(&self, repair: Repair) -> Result<i64>;
-    /// Asks for fresh copies of tables, with no names of those that are errored; their names in the source.
-    async fn resync(&self, names: &[String]) -> Result<Vec<String>>;
+    /// Sees to it that something is done with tables, with no names with those that are errored; their names in the source.
+    async fn want(&self, names: &[String], paused: bool, wanted: Wanted) -> Result<Vec<String>>;
+    /// Reads the configuration again.
+    async fn reload(&self) -> Result<()>;
     /// How others have a flush end at a position.
     fn boundary(&self) -> &Boundary;
 }
@@ -101,7 +104,10 @@ async fn answer(mut stream: UnixStream, handler: &impl Handler) -> Result<()> {
                 };
                 json(&Answer::from(repaired))?
             }
-            Ok(Request::Resync { tables }) => json(&Answer::from(handler.resync(&tables).await))?,
+            Ok(Request::Want { tables, paused, wanted }) => {
+                json(&Answer::from(handler.want(&tables, paused, wanted).await))?
+            }
+            Ok(Request::Reload) => json(&Answer::from(handler.reload().await))?,
             Ok(Request::Release) => {
                 handler.boundary().release();
                 json(&Answer::Ok(()))?

@@ -12,6 +12,7 @@ use super::*;
 use crate::batch::change::ChangeBatch;
 use crate::cli::status::StatusReport;
 use crate::error::{Error, ErrorKind, Result};
+use crate::lake::Wanted;
 use crate::lsn::Lsn;
 use crate::sync::boundary::Boundary;
 use crate::sync::repair::Repair;
@@ -44,8 +45,12 @@ impl Handler for Fixed {
         Ok(repair.changes.iter().map(|batch| batch.ops.len() as i64).sum())
     }
 
-    async fn resync(&self, names: &[String]) -> Result<Vec<String>> {
-        Ok(names.iter().map(|name| format!("{name} it is")).collect())
+    async fn want(&self, names: &[String], paused: bool, wanted: Wanted) -> Result<Vec<String>> {
+        Ok(names.iter().map(|name| format!("{name}: {wanted} {paused}")).collect())
+    }
+
+    async fn reload(&self) -> Result<()> {
+        Err(Error::new(ErrorKind::Config, "line 3 is wrong").remedy("correct it"))
     }
 
     fn boundary(&self) -> &Boundary {
@@ -169,13 +174,16 @@ async fn a_hold_without_a_stream_ends_by_itself() {
 }
 
 #[tokio::test]
-async fn fresh_copies_are_asked_for() {
+async fn something_is_wanted_of_tables() {
     let folder = tempfile::tempdir().unwrap();
     let catalog = folder.path().join("c.ducklake");
     let names = ["public.t".to_owned()];
-    assert_eq!(resync(&catalog, &names).await.unwrap(), None, "nobody is there");
+    assert_eq!(want(&catalog, &names, false, Wanted::Pause).await.unwrap(), None, "nobody is there");
+    assert_eq!(reload(&catalog).await.unwrap(), None, "nobody is there");
     let server = tokio::spawn(serve(ControlSocket::bind(&catalog).await.unwrap(), Fixed::default()));
-    assert_eq!(resync(&catalog, &names).await.unwrap().unwrap(), ["public.t it is"]);
+    let asked = want(&catalog, &names, true, Wanted::Resync).await.unwrap().unwrap();
+    assert_eq!(asked, ["public.t: resync true"]);
+    assert!(reload(&catalog).await.unwrap_err().to_string().contains("line 3 is wrong"));
     server.abort();
 }
 

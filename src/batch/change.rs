@@ -4,6 +4,11 @@
 //! the old key, directly followed by [`Op::MoveIn`] with the new row. [`Op::Delete`] and [`Op::MoveOut`] carry the
 //! key's columns only.
 //!
+//! Of a table whose every change is kept ([`Mode::History`]), old rows are taken as far as the source sends them: a whole one under REPLICA
+//! IDENTITY FULL, where an UPDATE that keeps the key has an [`Op::Before`] in front.
+//!
+//! Of a table that keeps deleted rows ([`Mode::SoftDelete`]), a row that goes is one whose other values did not change.
+//!
 //! A value that is stored out of line and did not change is not sent. Under REPLICA IDENTITY FULL it is taken from
 //! the old row here; else the batch says so, and it is filled from the key's earlier image later on.
 
@@ -12,7 +17,7 @@ use std::sync::Arc;
 use arrow::array::{BinaryArray, RecordBatch, UInt8Array};
 use arrow::buffer::{BooleanBuffer, NullBuffer, OffsetBuffer};
 
-use super::layout::TableLayout;
+use super::layout::{Mode, TableLayout};
 use super::pgoutput::{OldKind, OldTuple, Tuple, Value};
 use super::relation::RelationMap;
 use super::row_builder::{Origin, RowBuilder};
@@ -33,6 +38,8 @@ pub enum Op {
     MoveOut = 3,
     /// It arrives under this key, with its new values; the row before is its [`Op::MoveOut`].
     MoveIn = 4,
+    /// What the row was before the [`Op::Update`] that is the next row: in the changes of [`Mode::History`] only.
+    Before = 5,
 }
 
 impl Op {
@@ -44,6 +51,7 @@ impl Op {
             2 => Op::Delete,
             3 => Op::MoveOut,
             4 => Op::MoveIn,
+            5 => Op::Before,
             _ => return None,
         })
     }
@@ -66,13 +74,15 @@ pub struct ChangeBuilder {
     rows: RowBuilder,
     ops: Vec<u8>,
     unchanged: Unchanged,
+    mode: Mode,
 }
 
 impl ChangeBuilder {
     /// A builder for changes of a table of this layout.
     pub fn new(layout: Arc<TableLayout>, policy: OnUnrepresentable) -> Self {
         let unchanged = Unchanged::new(layout.columns.len());
-        ChangeBuilder { rows: RowBuilder::new(layout, policy, Origin::Wal), ops: Vec::new(), unchanged }
+        let mode = layout.mode;
+        ChangeBuilder { rows: RowBuilder::new(layout, policy, Origin::Wal), ops: Vec::new(), unchanged, mode }
     }
 
     /// Adds an INSERT.
@@ -82,7 +92,18 @@ impl ChangeBuilder {
     /// then.
     pub fn insert(&mut self, map: &RelationMap, new: &Tuple<'_>) -> Result<()> {
         self.expect_columns(map, new)?;
-        self.append_row(map, Op::Insert, None, new)
+        self.append_row(map, Op::Insert, None, new)?;
+        if self.unchanged.rows.last() != Some(&(self.rows.rows() - 1)) {
+            return Ok(());
+        }
+        self.take_last_back();
+        let what = format!(
+            "{}: an UPDATE moved a row into the publication's row filter, and its large values were not sent",
+            map.table()
+        );
+        Err(Error::new(ErrorKind::Table, what)
+            .remedy("copy the table anew, `duckpipe tables resync`; with REPLICA IDENTITY FULL they would be sent")
+            .mended_by_resync())
     }
 
     /// Adds an UPDATE.
@@ -95,12 +116,14 @@ impl ChangeBuilder {
             return self.append_row(map, Op::Update, None, new);
         };
         self.expect_columns(map, &old.tuple)?;
-        if !key_changed(map, &old.tuple, new) {
+        let keeps_key = !key_changed(map, &old.tuple, new);
+        if keeps_key && !(self.mode == Mode::History && self.takes_whole(old)) {
             return self.append_row(map, Op::Update, Some(old), new);
         }
         let before = (self.rows.rows(), self.rows.bytes(), self.rows.nulled());
-        self.append_key(map, Op::MoveOut, &old.tuple)?;
-        let moved = self.append_row(map, Op::MoveIn, Some(old), new);
+        let (out, into) = if keeps_key { (Op::Before, Op::Update) } else { (Op::MoveOut, Op::MoveIn) };
+        self.append_old(map, out, old)?;
+        let moved = self.append_row(map, into, Some(old), new);
         if moved.is_err() {
             self.rows.roll_back_to(before.0, before.1, before.2);
             self.ops.truncate(before.0);
@@ -114,7 +137,7 @@ impl ChangeBuilder {
     /// As [`ChangeBuilder::insert`].
     pub fn delete(&mut self, map: &RelationMap, old: &OldTuple<'_>) -> Result<()> {
         self.expect_columns(map, &old.tuple)?;
-        self.append_key(map, Op::Delete, &old.tuple)
+        self.append_old(map, Op::Delete, old)
     }
 
     /// Rows that wait; a change of the key counts as two.
@@ -188,14 +211,33 @@ impl ChangeBuilder {
         Ok(())
     }
 
+    /// Whether an old row is taken with all its columns.
+    #[inline]
+    fn takes_whole(&self, old: &OldTuple<'_>) -> bool {
+        self.mode != Mode::Mirror && old.kind == OldKind::Full
+    }
+
+    #[inline]
+    fn append_old(&mut self, map: &RelationMap, op: Op, old: &OldTuple<'_>) -> Result<()> {
+        match self.takes_whole(old) {
+            true => self.append_row(map, op, None, &old.tuple),
+            false => self.append_key(map, op, &old.tuple),
+        }
+    }
+
     /// Appends a row of which only the key is real.
     #[inline]
     fn append_key(&mut self, map: &RelationMap, op: Op, old: &Tuple<'_>) -> Result<()> {
+        let row = self.rows.rows();
         for (slot, value) in map.slots().iter().zip(old.values()) {
             let Some(slot) = slot else { continue };
             let appended = match value {
                 Value::Unchanged if slot.is_key => Err(unsent_key()),
                 value if slot.is_key => self.rows.append(slot.column, value),
+                _ if self.mode == Mode::SoftDelete => {
+                    self.unchanged.mark(row, slot.column);
+                    self.rows.append(slot.column, Value::Null)
+                }
                 _ => self.rows.append(slot.column, Value::Null),
             };
             if let Err(fault) = appended {
@@ -205,6 +247,15 @@ impl ChangeBuilder {
         self.rows.end_row(old.bytes());
         self.ops.push(op as u8);
         Ok(())
+    }
+
+    /// Takes the last row back.
+    #[cold]
+    fn take_last_back(&mut self) {
+        let before = self.rows.rows() - 1;
+        self.rows.roll_back_to(before, self.rows.bytes(), self.rows.nulled());
+        self.ops.truncate(before);
+        self.unchanged.truncate(before);
     }
 
     #[cold]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use arrow::array::{
     ArrayRef, BinaryArray, BooleanArray, BooleanBufferBuilder, Date32Array, Decimal128Array, FixedSizeBinaryArray,
     Float32Array, Float64Array, Int16Array, Int32Array, Int64Array, ListArray, NullBufferBuilder, PrimitiveArray,
-    StringArray, Time64MicrosecondArray, TimestampMicrosecondArray, UInt32Array,
+    StringArray, Time64MicrosecondArray, TimestampMicrosecondArray, UInt32Array, UInt64Array,
 };
 use arrow::buffer::{NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{ArrowPrimitiveType, Field};
@@ -30,6 +30,7 @@ enum Values {
     Int4(Vec<i32>),
     Int8(Vec<i64>),
     Oid(Vec<u32>),
+    UInt8(Vec<u64>),
     Float4(Vec<f32>),
     Float8(Vec<f64>),
     Decimal { values: Vec<i128>, precision: u8, scale: u8 },
@@ -66,6 +67,7 @@ impl ColumnBuilder {
             ColumnType::Int4 => Values::Int4(Vec::new()),
             ColumnType::Int8 => Values::Int8(Vec::new()),
             ColumnType::Oid => Values::Oid(Vec::new()),
+            ColumnType::UInt8 => Values::UInt8(Vec::new()),
             ColumnType::Float4 => Values::Float4(Vec::new()),
             ColumnType::Float8 => Values::Float8(Vec::new()),
             ColumnType::Decimal { precision, scale } => {
@@ -96,7 +98,7 @@ impl ColumnBuilder {
             ColumnType::Int2 => 2,
             ColumnType::Int4 | ColumnType::Oid | ColumnType::Float4 | ColumnType::Date => 4,
             ColumnType::Text | ColumnType::Json | ColumnType::Bytes | ColumnType::List(_) => 4,
-            ColumnType::Int8 | ColumnType::Float8 => 8,
+            ColumnType::Int8 | ColumnType::UInt8 | ColumnType::Float8 => 8,
             ColumnType::Time | ColumnType::Timestamp | ColumnType::TimestampTz => 8,
             ColumnType::Decimal { .. } | ColumnType::Uuid => 16,
         }
@@ -111,6 +113,7 @@ impl ColumnBuilder {
             Values::Int8(values) | Values::Time(values) => values.push(0),
             Values::Timestamp(values) | Values::TimestampTz(values) => values.push(0),
             Values::Oid(values) => values.push(0),
+            Values::UInt8(values) => values.push(0),
             Values::Float4(values) => values.push(0.0),
             Values::Float8(values) => values.push(0.0),
             Values::Decimal { values, .. } => values.push(0),
@@ -130,6 +133,7 @@ impl ColumnBuilder {
             Values::Int4(values) => values.push(i32::from_be_bytes(scalar::fixed(bytes)?)),
             Values::Int8(values) => values.push(i64::from_be_bytes(scalar::fixed(bytes)?)),
             Values::Oid(values) => values.push(u32::from_be_bytes(scalar::fixed(bytes)?)),
+            Values::UInt8(values) => values.push(u64::from_be_bytes(scalar::fixed(bytes)?)),
             Values::Float4(values) => values.push(one_nan_f32(f32::from_be_bytes(scalar::fixed(bytes)?))),
             Values::Float8(values) => values.push(one_nan_f64(f64::from_be_bytes(scalar::fixed(bytes)?))),
             Values::Decimal { values, precision, scale } => {
@@ -174,6 +178,7 @@ impl ColumnBuilder {
             Values::Int4(values) => values.push(scalar::integer_from_text(text, "integer")?),
             Values::Int8(values) => values.push(scalar::integer_from_text(text, "bigint")?),
             Values::Oid(values) => values.push(scalar::integer_from_text(text, "oid")?),
+            Values::UInt8(values) => values.push(scalar::integer_from_text(text, "unsigned number")?),
             Values::Float4(values) => values.push(one_nan_f32(scalar::float_from_text(text, "real")?)),
             Values::Float8(values) => values.push(one_nan_f64(scalar::float_from_text(text, "double precision")?)),
             Values::Decimal { values, precision, scale } => {
@@ -206,6 +211,7 @@ impl ColumnBuilder {
             Values::Int8(values) | Values::Time(values) => values.truncate(length),
             Values::Timestamp(values) | Values::TimestampTz(values) => values.truncate(length),
             Values::Oid(values) => values.truncate(length),
+            Values::UInt8(values) => values.truncate(length),
             Values::Float4(values) => values.truncate(length),
             Values::Float8(values) => values.truncate(length),
             Values::Decimal { values, .. } => values.truncate(length),
@@ -229,6 +235,7 @@ impl ColumnBuilder {
             Values::Int4(values) => Arc::new(primitive(values, nulls, Int32Array::try_new)?),
             Values::Int8(values) => Arc::new(primitive(values, nulls, Int64Array::try_new)?),
             Values::Oid(values) => Arc::new(primitive(values, nulls, UInt32Array::try_new)?),
+            Values::UInt8(values) => Arc::new(primitive(values, nulls, UInt64Array::try_new)?),
             Values::Float4(values) => Arc::new(primitive(values, nulls, Float32Array::try_new)?),
             Values::Float8(values) => Arc::new(primitive(values, nulls, Float64Array::try_new)?),
             Values::Decimal { values, precision, scale } => Arc::new(

@@ -13,6 +13,10 @@ pub struct TableLayout {
     pub columns: Vec<LayoutColumn>,
     /// The key, as indices into `columns`.
     pub key: Vec<usize>,
+    /// There is no key: `key` are all columns, and several rows may be equal.
+    pub keyless: bool,
+    /// What the lake's table holds of it.
+    pub mode: Mode,
 }
 
 /// One column of a [`TableLayout`].
@@ -62,6 +66,29 @@ pub enum TextSource {
     Jsonb,
 }
 
+/// What a lake's table holds of a source table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// Its rows.
+    #[default]
+    Mirror,
+    /// Every change of its rows, one after the other: [`CHANGE_COLUMNS`] tell which and when.
+    History,
+    /// Its rows, and those that were deleted: [`DELETED_COLUMNS`] tell when.
+    SoftDelete,
+}
+
+/// The columns of a change, behind those of the source: name, a number in the place of an attnum, which no column of a source has, type.
+pub const CHANGE_COLUMNS: [(&str, i16, ColumnType); 4] = [
+    ("_op", -101, ColumnType::Text),
+    ("_lsn", -102, ColumnType::UInt8),
+    ("_seq", -103, ColumnType::UInt8),
+    ("_commit_ts", -104, ColumnType::TimestampTz),
+];
+
+/// The column that tells when a row was deleted, behind those of the source: name, number, type.
+pub const DELETED_COLUMNS: [(&str, i16, ColumnType); 1] = [("_deleted_at", -111, ColumnType::TimestampTz)];
+
 /// The type of a lake column, and with it the Arrow type of its builder.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum ColumnType {
@@ -75,6 +102,8 @@ pub enum ColumnType {
     Int8,
     /// `oid`, 32 bits, unsigned.
     Oid,
+    /// 64 bits, unsigned: a position in the WAL, and no type of Postgres.
+    UInt8,
     /// `real`.
     Float4,
     /// `double precision`.
@@ -115,6 +144,7 @@ impl ColumnType {
             ColumnType::Int4 => DataType::Int32,
             ColumnType::Int8 => DataType::Int64,
             ColumnType::Oid => DataType::UInt32,
+            ColumnType::UInt8 => DataType::UInt64,
             ColumnType::Float4 => DataType::Float32,
             ColumnType::Float8 => DataType::Float64,
             ColumnType::Decimal { precision, scale } => DataType::Decimal128(*precision, *scale as i8),
@@ -137,6 +167,7 @@ impl ColumnType {
             ColumnType::Int4 => "INTEGER".into(),
             ColumnType::Int8 => "BIGINT".into(),
             ColumnType::Oid => "UINTEGER".into(),
+            ColumnType::UInt8 => "UBIGINT".into(),
             ColumnType::Float4 => "FLOAT".into(),
             ColumnType::Float8 => "DOUBLE".into(),
             ColumnType::Decimal { precision, scale } => format!("DECIMAL({precision},{scale})"),
@@ -164,12 +195,50 @@ impl LayoutColumn {
     }
 }
 
+impl Mode {
+    /// The mode of a table in the lake with columns of these numbers.
+    pub fn of(mut attnums: impl Iterator<Item = i16>) -> Mode {
+        match attnums.find(|attnum| *attnum < 0) {
+            None => Mode::Mirror,
+            Some(attnum) if attnum == DELETED_COLUMNS[0].1 => Mode::SoftDelete,
+            Some(_) => Mode::History,
+        }
+    }
+
+    /// As the configuration writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Mode::Mirror => "mirror",
+            Mode::History => "history",
+            Mode::SoftDelete => "soft-delete",
+        }
+    }
+}
+
 impl TableLayout {
     /// The Arrow schema of the table's batches: all columns nullable, because an event that deletes carries only its
     /// key.
     pub fn schema(&self) -> SchemaRef {
         let fields = self.columns.iter().map(|c| Field::new(&c.name, c.column_type.arrow(), true));
         Arc::new(Schema::new(fields.collect::<Vec<_>>()))
+    }
+
+    /// The columns of the lake's table: name, attnum, type. Those of the source come first.
+    pub fn lake_columns(&self) -> impl Iterator<Item = (&str, i16, &ColumnType)> {
+        let of_changes: &[_] = match self.mode {
+            Mode::Mirror => &[],
+            Mode::History => &CHANGE_COLUMNS,
+            Mode::SoftDelete => &DELETED_COLUMNS,
+        };
+        let columns = self.columns.iter().map(|column| (column.name.as_str(), column.attnum, &column.column_type));
+        columns.chain(of_changes.iter().map(|(name, attnum, column_type)| (*name, *attnum, column_type)))
+    }
+
+    /// The place of a column, one of the source or behind them, in the key of the lake's rows, where these have one.
+    pub fn key_place(&self, column: usize) -> Option<u16> {
+        let place =
+            self.key.iter().position(|key| *key == column).filter(|_| self.mode != Mode::History && !self.keyless);
+        place.and_then(|place| u16::try_from(place).ok())
     }
 
     /// Whether the WAL can be read with pgoutput's `binary 'true'`.

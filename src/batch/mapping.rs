@@ -32,9 +32,9 @@
 //! The text is that of `SELECT column::text`, but for two types, of which it is that of `SELECT column`: char(n),
 //! whose cast would strip the padding, and xml, whose cast would show the encoding that a stored declaration names.
 
-use super::layout::{ColumnType, LayoutColumn, TableLayout, TextSource};
+use super::layout::{ColumnType, LayoutColumn, Mode, TableLayout, TextSource};
 use crate::error::{Error, ErrorKind, Result};
-use crate::source::table::{PgType, PgTypeKind, SourceColumn, SourceTable};
+use crate::source::table::{PgType, PgTypeKind, ReplicaIdentity, SourceColumn, SourceTable};
 
 /// How truly a column's values arrive.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -240,9 +240,10 @@ fn decimal(typmod: i32) -> Option<ColumnType> {
 /// `Precondition` where the table has no key, or has columns that the lake can't tell apart or can't hold; `Config`
 /// where a key column is excluded.
 pub fn layout(table: &SourceTable, exclude: &[String], forced_text: impl Fn(&str) -> bool) -> Result<TableLayout> {
-    if table.key.is_empty() {
+    let keyless = table.key.is_empty();
+    if keyless && table.replica_identity != ReplicaIdentity::Full {
         return Err(Error::new(ErrorKind::Precondition, format!("{} has no key to find its rows by", table.name))
-            .remedy("give it a primary key, or a REPLICA IDENTITY USING a unique index of NOT NULL columns"));
+            .remedy("give it a primary key, a REPLICA IDENTITY USING a unique index of NOT NULL columns, or REPLICA IDENTITY FULL"));
     }
     let mut columns: Vec<LayoutColumn> = Vec::with_capacity(table.columns.len());
     let mut positions = vec![None; table.columns.len()];
@@ -278,15 +279,17 @@ pub fn layout(table: &SourceTable, exclude: &[String], forced_text: impl Fn(&str
         positions[index] = Some(columns.len());
         columns.push(mapping.column);
     }
-    let key = table.key.iter().filter_map(|&index| positions[index]).collect();
-    Ok(TableLayout { table: table.name.to_string(), columns, key })
+    let key = match keyless {
+        true => (0..columns.len()).collect(),
+        false => table.key.iter().filter_map(|&index| positions[index]).collect(),
+    };
+    Ok(TableLayout { table: table.name.to_string(), columns, key, keyless, mode: Mode::Mirror })
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::testing::{pg_type, table};
     use super::*;
-    use crate::source::table::ReplicaIdentity;
 
     fn mapped(type_name: &str, forced_text: bool) -> ColumnMapping {
         let column =

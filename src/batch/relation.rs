@@ -74,9 +74,6 @@ fn differences(source: &SourceTable, relation: &Relation) -> Vec<String> {
     if source.oid != relation.oid {
         found.push(format!("it is another table (oid {} instead of {})", relation.oid, source.oid));
     }
-    if source.name != relation.name {
-        found.push(format!("it is now called {}", relation.name));
-    }
     for column in &source.columns {
         match relation.columns.iter().find(|sent| sent.name == column.name) {
             None => found.push(format!("column {:?} is gone or no longer published", column.name)),

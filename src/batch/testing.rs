@@ -123,6 +123,8 @@ pub(crate) fn table(columns: &[(&str, &str)], key: &[&str], replica_identity: Re
         estimated_rows: 0,
         pages: 0,
         file_node: 1,
+        filter: None,
+        partitions: None,
     }
 }
 

@@ -68,7 +68,7 @@ pub(super) enum Command {
     Drop(DropArguments),
     /// Show how far each table is; works while sync runs and while it does not
     Status(StatusArguments),
-    /// List the pipeline's tables, or have some of them copied afresh while the others go on
+    /// List the pipeline's tables; add, remove, pause, resume some of them or copy them afresh, while the others go on
     Tables(TablesArguments),
     /// Run one SELECT on the lake; public.orders names the lake's table
     Query(QueryArguments),
@@ -121,25 +121,59 @@ pub(super) struct TablesArguments {
 pub(super) enum TablesCommand {
     /// Show the tables; the same as status
     List(StatusArguments),
+    /// Follow one more table, or the tables of a pattern: an entry in the configuration's file
+    Add(AddTable),
+    /// Follow a table no more: its entry in the configuration's file goes; the lake's table stays, unless --drop
+    Remove(RemoveTable),
+    /// Let tables stand still, with the rows that they have; the slot is not held for them
+    Pause(Tables),
+    /// Let paused tables go on, by a fresh copy: the changes in between were passed over
+    Resume(Tables),
     /// Copy tables afresh; the running sync does it, or the next one
     Resync(TableNames),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct AddTable {
+    /// The table in the source, or a pattern
+    #[arg(value_name = "SCHEMA.TABLE")]
+    pub(super) table: String,
+    /// The lake's table; else that of the source's name
+    #[arg(long, value_name = "SCHEMA.TABLE")]
+    pub(super) target: Option<String>,
+    /// What the lake's table holds: its rows, all their changes, or its rows and the deleted ones
+    #[arg(long, value_name = "mirror|history|soft-delete")]
+    pub(super) mode: Option<String>,
+    /// A column that does not enter the lake; may be given more than once
+    #[arg(long = "exclude-column", value_name = "COLUMN")]
+    pub(super) exclude_columns: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RemoveTable {
+    /// The table in the source
+    #[arg(value_name = "SCHEMA.TABLE")]
+    pub(super) table: String,
+    /// Drop the lake's table too
+    #[arg(long)]
+    pub(super) drop: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Tables {
+    /// The tables, as the source or the lake names them
+    #[arg(value_name = "SCHEMA.TABLE", required = true)]
+    pub(super) tables: Vec<String>,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct TableNames {
     /// The tables, as the source or the lake names them
     #[arg(value_name = "SCHEMA.TABLE", required_unless_present = "errored")]
-    tables: Vec<String>,
+    pub(super) tables: Vec<String>,
     /// All tables that are errored
     #[arg(long, conflicts_with = "tables")]
-    errored: bool,
-}
-
-impl TableNames {
-    /// The names; none: all that are errored.
-    pub(super) fn wanted(&self) -> Vec<String> {
-        if self.errored { Vec::new() } else { self.tables.clone() }
-    }
+    pub(super) errored: bool,
 }
 
 #[derive(Debug, Args)]

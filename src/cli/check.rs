@@ -220,6 +220,8 @@ pub struct TableFacts {
     pub role: String,
     /// Whether the replica identity is NOTHING.
     pub identity_is_nothing: bool,
+    /// It has no key, and REPLICA IDENTITY FULL.
+    pub whole_rows: bool,
     /// The columns of its key; empty where it has none.
     pub key: Vec<String>,
     /// The columns that would enter the lake.
@@ -247,6 +249,12 @@ pub fn table(facts: &TableFacts) -> CheckReport {
         );
     } else if !facts.key.is_empty() {
         report.pass(what, facts.key.join(", "));
+    } else if facts.whole_rows {
+        report.warn(
+            what,
+            "it has none; rows are told apart by all their values (REPLICA IDENTITY FULL), which takes longer",
+            remedy,
+        );
     } else if facts.by_pattern {
         report.warn(what, "it has none; only a pattern names it, so it is left out", remedy);
     } else {
@@ -358,6 +366,7 @@ mod tests {
             may_select: true,
             role: "app".into(),
             identity_is_nothing: false,
+            whole_rows: false,
             key: vec!["id".into()],
             columns: vec![
                 column("id", "bigint", "BIGINT", Mapping::Exact),
@@ -372,6 +381,7 @@ mod tests {
             name: "public.bad".into(),
             may_select: false,
             identity_is_nothing: true,
+            whole_rows: false,
             columns: vec![
                 column("id", "x", "VARCHAR", Mapping::Lossy("digits are cut".into())),
                 column("at", "y", "VARCHAR", Mapping::Lossy("the zone is lost".into())),

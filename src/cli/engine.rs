@@ -11,14 +11,16 @@ use tokio::sync::{oneshot, watch};
 use super::arguments::{CompactArguments, QueryArguments};
 use super::catalog_copy::{self, CatalogCopy};
 use super::check::CheckReport;
+use super::reload::Reloader;
 use super::status::{StatusReport, TableStatus};
-use super::{sync_point, tables};
+use super::sync_point;
+use super::tables::{self, Which};
 use crate::admin::{self, ControlSocket, Handler};
 use crate::compact::{self, Compactor};
 use crate::config::{CatalogLocation, Config};
 use crate::error::{Because, Error, ErrorKind, Result};
 use crate::lake::query::{self, QuerySettings};
-use crate::lake::{Lake, LakeSettings, PipelineRow, PipelineState};
+use crate::lake::{Lake, LakeSettings, PipelineRow, PipelineState, Wanted};
 use crate::source::session::Session;
 use crate::source::settings::SourceSettings;
 use crate::source::{publication, slot};
@@ -68,7 +70,7 @@ pub(super) const CATALOG_MEMORY: u64 = 128 << 20;
 
 /// `sync`: works until done or told to stop, and says what it does to `progress`.
 pub(super) async fn sync(
-    config: Config,
+    (config, reloader): (Config, Reloader),
     once: bool,
     resnapshot: bool,
     progress: Arc<Progress>,
@@ -77,16 +79,18 @@ pub(super) async fn sync(
     let (opened, lake) = oneshot::channel();
     let boundary = Arc::new(Boundary::default());
     let shown = (Arc::clone(&progress), Arc::clone(&boundary));
-    let beside = tokio::spawn(beside(config.clone(), shown, lake, !once, shutdown.clone()));
+    let beside = tokio::spawn(beside((config.clone(), reloader.clone()), shown, lake, !once, shutdown.clone()));
+    let hangups = tokio::spawn(async move { reloader.on_hangup().await });
     let options = RunOptions { once, resnapshot, until: None };
     let outcome = sync::run(&config, options, progress, boundary, shutdown, opened).await;
     beside.abort();
+    hangups.abort();
     Ok(SyncOutcome { errored_tables: outcome?.errored_tables })
 }
 
 /// What goes on beside the stream: compaction, and answers to other commands while this process holds the catalog's file.
 async fn beside(
-    config: Config,
+    (config, reloader): (Config, Reloader),
     (progress, boundary): (Arc<Progress>, Arc<Boundary>),
     lake: oneshot::Receiver<Lake>,
     scheduled: bool,
@@ -102,13 +106,13 @@ async fn beside(
     };
     let CatalogLocation::File(catalog) = config.lake.catalog.clone() else {
         // Anybody else can open the catalog; only `validate` wants something of the stream. The compaction lives as long as this.
-        return sync_point::answer(&lake, &config.name, &boundary).await;
+        return sync_point::answer(&lake, &config.name, &boundary, &reloader).await;
     };
     if let Err(error) = catalog_copy::remove_abandoned(&catalog) {
         tracing::warn!(%error, "old copies of the catalog beside it can't be removed");
     }
     match ControlSocket::bind(&catalog).await {
-        Ok(socket) => admin::serve(socket, Control { config, progress, boundary, lake, compaction }).await,
+        Ok(socket) => admin::serve(socket, Control { config, reloader, progress, boundary, lake, compaction }).await,
         Err(error) => {
             tracing::warn!(%error, "`status`, `query`, `compact` and `validate` can't reach this process");
             std::future::pending().await
@@ -118,6 +122,7 @@ async fn beside(
 
 struct Control {
     config: Config,
+    reloader: Reloader,
     progress: Arc<Progress>,
     boundary: Arc<Boundary>,
     lake: Lake,
@@ -155,8 +160,17 @@ impl Handler for Control {
         sync::repair::repair(&self.config, &self.lake, &store, repair).await
     }
 
-    async fn resync(&self, names: &[String]) -> Result<Vec<String>> {
-        tables::ask_for_resync(&self.lake, &self.config.name, names).await
+    async fn want(&self, names: &[String], paused: bool, wanted: Wanted) -> Result<Vec<String>> {
+        let which = match names {
+            [] => Which::Errored,
+            _ if paused => Which::Paused,
+            _ => Which::Named,
+        };
+        tables::want_in(&self.lake, &self.config.name, names, which, wanted).await
+    }
+
+    async fn reload(&self) -> Result<()> {
+        self.reloader.reload()
     }
 
     fn boundary(&self) -> &Boundary {

@@ -15,6 +15,7 @@ mod log;
 mod preconditions;
 pub mod progress;
 mod redact;
+mod reload;
 mod report;
 mod signals;
 pub mod status;
@@ -30,8 +31,11 @@ use clap::Parser;
 
 use crate::config::Config;
 use crate::error::{Because, Error, ErrorKind, Result};
+use crate::lake::Wanted;
 use arguments::{Arguments, Command, LogFormat, StatusArguments, TablesCommand};
 use exit::exit;
+use reload::Reloader;
+use tables::Which;
 
 /// The exit code where a validation found something.
 const DIFFERENT: u8 = 3;
@@ -86,24 +90,12 @@ fn run(arguments: &Arguments) -> Result<u8> {
         Command::Sync(sync) => {
             let config = Config::load(&arguments.overrides())?;
             let shutdown = signals::listen()?;
-            let outcome = block_on(progress::shown(config, sync.once, sync.resnapshot, shutdown))??;
+            let reloader = Reloader::new(config.clone(), arguments.overrides());
+            let outcome = block_on(progress::shown((config, reloader), sync.once, sync.resnapshot, shutdown))??;
             Ok(if sync.once && outcome.errored_tables > 0 { TABLE_ERRORED } else { 0 })
         }
         Command::Status(status) => show_status(arguments, status),
-        Command::Tables(tables) => match &tables.command {
-            TablesCommand::List(list) => show_status(arguments, list),
-            TablesCommand::Resync(names) => {
-                let config = Config::load(&arguments.overrides())?;
-                let asked = block_on(tables::resync(&config, names))??;
-                for table in &asked {
-                    print(&format!("{table}: a fresh copy is asked for; `duckpipe status` shows how far it is\n"))?;
-                }
-                if asked.is_empty() {
-                    print("no table is errored\n")?;
-                }
-                Ok(0)
-            }
-        },
+        Command::Tables(tables) => run_tables(arguments, &tables.command),
         Command::Drop(drop) => {
             let config = Config::load(&arguments.overrides())?;
             block_on(run_drop(&config, drop.yes))??;
@@ -142,6 +134,50 @@ fn run(arguments: &Arguments) -> Result<u8> {
             })
         }
     }
+}
+
+fn run_tables(arguments: &Arguments, command: &TablesCommand) -> Result<u8> {
+    let overrides = arguments.overrides();
+    let config = Config::load(&overrides)?;
+    let want = |names: &[String], which, wanted| block_on(tables::want(&config, names, which, wanted))?;
+    let (asked, what) = match command {
+        TablesCommand::List(list) => return show_status(arguments, list),
+        TablesCommand::Add(add) => {
+            let runs = block_on(tables::add(&config, &overrides, add))??;
+            let then = if runs { "the running sync copies it, beside the others" } else { "the next sync copies it" };
+            print(&format!("{}: {then}; `duckpipe status` shows how far it is\n", add.table))?;
+            return Ok(0);
+        }
+        TablesCommand::Remove(remove) => {
+            let runs = block_on(tables::remove(&config, &overrides, remove))??;
+            let then = if runs { "the running sync lets it go" } else { "the next sync lets it go" };
+            let left =
+                if remove.drop { "the lake's table is dropped" } else { "the lake's table stays, and is nobody's" };
+            print(&format!("{}: {then}; {left}\n", remove.table))?;
+            return Ok(0);
+        }
+        TablesCommand::Pause(names) => {
+            (want(&names.tables, Which::Named, Wanted::Pause)?, "it stands still as soon as the sync has seen to it")
+        }
+        TablesCommand::Resume(names) => (
+            want(&names.tables, Which::Paused, Wanted::Resync)?,
+            "a fresh copy is asked for; `duckpipe status` shows how far it is",
+        ),
+        TablesCommand::Resync(names) => {
+            let which = if names.errored { Which::Errored } else { Which::Named };
+            (
+                want(&names.tables, which, Wanted::Resync)?,
+                "a fresh copy is asked for; `duckpipe status` shows how far it is",
+            )
+        }
+    };
+    for table in &asked {
+        print(&format!("{table}: {what}\n"))?;
+    }
+    if asked.is_empty() {
+        print("no table is errored\n")?;
+    }
+    Ok(0)
 }
 
 fn show_status(arguments: &Arguments, status: &StatusArguments) -> Result<u8> {

@@ -10,10 +10,12 @@ use crate::config::{CatalogLocation, Config, SelectedTable, TablePattern, select
 use crate::error::{ErrorKind, Result};
 use crate::lake::{Lake, LakeSettings};
 use crate::source::preflight::{self, Preflight};
+use crate::source::publication::Sent;
 use crate::source::session::Session;
 use crate::source::settings::SourceSettings;
 use crate::source::table::{ReplicaIdentity, TableName};
 use crate::source::{catalog, publication, slot};
+use crate::sync::prepare;
 
 /// Looks at every precondition. Errors are findings, not failures of the check.
 pub(super) async fn examine(config: &Config) -> Result<CheckReport> {
@@ -31,9 +33,9 @@ async fn source(config: &Config, report: &mut CheckReport) {
     };
     let session = Session::connect(&settings).await;
     let Some(session) = report.tried("source", session, |_| format!("{} answers", settings.describe())) else { return };
-    let patterns: Vec<TablePattern> = config.tables.iter().map(|table| table.source.clone()).collect();
+    let patterns: Vec<TablePattern> = config.tables().iter().map(|table| table.source.clone()).collect();
     let found = catalog::list_tables(&session, &patterns).await;
-    let selected = found.and_then(|found| select(&config.tables, &found));
+    let selected = found.and_then(|found| select(&config.tables(), &found));
     let selected = report.tried("tables", selected, |s| format!("{} match [[tables]]", s.len())).unwrap_or_default();
     let names: Vec<TableName> = selected.iter().map(|table| table.source.clone()).collect();
     match preflight::examine(&session, &settings, &names).await {
@@ -43,7 +45,7 @@ async fn source(config: &Config, report: &mut CheckReport) {
             if let Err(error) = &facts.identity {
                 report.fail("replication", error.to_string(), error.remedy_text().unwrap_or_default());
             }
-            publish(config, &session, &names, &facts, report).await;
+            publish(config, &session, &selected, &facts, report).await;
             for table in &selected {
                 examine_table(config, &session, table, &facts, report).await;
             }
@@ -71,14 +73,17 @@ fn server_facts(facts: &Preflight, own_slot_exists: bool) -> ServerFacts {
 async fn publish(
     config: &Config,
     session: &Session,
-    tables: &[TableName],
+    selected: &[SelectedTable],
     facts: &Preflight,
     report: &mut CheckReport,
 ) {
     let name = &config.source.publication;
+    let sent = |table: &SelectedTable| Sent { name: table.source.clone(), filter: table.filter.clone() };
+    let sent: Vec<Sent> = selected.iter().map(sent).collect();
+    let tables: Vec<TableName> = selected.iter().map(|table| table.source.clone()).collect();
     let what = format!("publication {name}");
     let mut remedy =
-        format!("let the owner of the tables run: {};", publication::create_sql(session.major_version(), name, tables));
+        format!("let the owner of the tables run: {};", publication::create_sql(session.major_version(), name, &sent));
     for grant in &facts.grants {
         remedy.push_str(&format!("\n{grant}"));
     }
@@ -86,14 +91,14 @@ async fn publish(
         Ok(Some(found)) => {
             let missing: Vec<String> = tables
                 .iter()
-                .filter(|table| !found.all_tables && !found.tables.contains(table))
+                .filter(|table| !found.tables.contains(table))
                 .map(|table| crate::sql::qualified(&table.schema, &table.table))
                 .collect();
-            if !found.row_filters.is_empty() {
-                let filtered: Vec<String> = found.row_filters.iter().map(ToString::to_string).collect();
-                let detail =
-                    format!("has row filters on {}, which the first copy would not apply", filtered.join(", "));
-                report.fail(what, detail, "publish these tables without WHERE, or take another publication");
+            let unsaid = |table: &&TableName| selected.iter().any(|s| s.source == **table && s.filter.is_none());
+            let filtered: Vec<String> = found.row_filters.iter().filter(unsaid).map(ToString::to_string).collect();
+            if !filtered.is_empty() {
+                let detail = format!("has row filters on {}, of which [[tables]] says nothing", filtered.join(", "));
+                report.fail(what, detail, "say `where = …` in [[tables]], or publish these tables without WHERE");
             } else if !found.unsent().is_empty() {
                 let detail = format!("does not publish {}", found.unsent().join(", "));
                 report.fail(what, detail, format!("let its owner run: {};", found.send_all_sql()));
@@ -105,7 +110,7 @@ async fn publish(
                 report.fail(what, format!("lacks {list}"), format!("let its owner run: {sql}"));
             }
         }
-        Ok(None) => match publication::may_create(session, tables).await {
+        Ok(None) => match publication::may_create(session, &tables).await {
             Ok(None) => report.pass(what, "sync will create it"),
             Ok(Some(reason)) => report.fail(what, reason, remedy),
             Err(error) => report.fail(what, error.to_string(), error.remedy_text().unwrap_or_default()),
@@ -140,6 +145,18 @@ async fn examine_table(
             );
         }
     }
+    if let Some(filter) = &table.filter {
+        let what = format!("{}: where", table.source);
+        let understood = report.tried(what.clone(), prepare::filter_of(session, &source, filter).await, Clone::clone);
+        if publication.is_some() && understood.is_some_and(|filter| source.filter.as_ref() != Some(&filter)) {
+            let sent = source.filter.as_deref().unwrap_or("all rows");
+            report.warn(
+                what,
+                format!("the publication sends {sent}"),
+                "sync changes it, where duckpipe made it; else its owner has to",
+            );
+        }
+    }
     let columns = source.columns.iter().filter(|column| !table.exclude_columns.contains(&column.name)).map(|column| {
         let mapped = mapping::map_column(column, table.text_columns.contains(&column.name));
         ColumnFacts {
@@ -168,6 +185,7 @@ async fn examine_table(
         may_select: access.is_some_and(|access| access.may_use_schema && access.may_select),
         role: facts.role.clone(),
         identity_is_nothing: source.replica_identity == ReplicaIdentity::Nothing,
+        whole_rows: source.key.is_empty() && source.replica_identity == ReplicaIdentity::Full,
         key: source.key.iter().map(|&index| source.columns[index].name.clone()).collect(),
         columns: columns.collect(),
     }));

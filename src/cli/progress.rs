@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use super::engine::{self, SyncOutcome};
 use super::log;
+use super::reload::Reloader;
 use super::text::thousands;
 use crate::config::{Config, display_size};
 use crate::error::Result;
@@ -21,14 +22,14 @@ const SUMMARY_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Runs a sync and shows it.
 pub(super) async fn shown(
-    config: Config,
+    (config, reloader): (Config, Reloader),
     once: bool,
     resnapshot: bool,
     shutdown: watch::Receiver<bool>,
 ) -> Result<SyncOutcome> {
     let progress = Progress::new();
     let mut view = View::new(std::io::stderr().is_terminal());
-    let work = engine::sync(config, once, resnapshot, Arc::clone(&progress), shutdown);
+    let work = engine::sync((config, reloader), once, resnapshot, Arc::clone(&progress), shutdown);
     let mut ticks = tokio::time::interval(view.interval());
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     ticks.tick().await;
@@ -228,6 +229,7 @@ fn stream_line(progress: &Progress, (copied_rate, applied_rate): (u64, u64)) -> 
         TableState::Streaming,
         TableState::Errored,
         TableState::Dropped,
+        TableState::Paused,
     ];
     let counted: Vec<String> = states
         .into_iter()

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use duckpipe_storage::Store;
@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use super::catalog_copy::CatalogCopy;
 use super::engine::CATALOG_MEMORY;
+use super::reload::Reloader;
 use crate::admin;
 use crate::config::{CatalogLocation, Config};
 use crate::error::{Error, ErrorKind, Result};
@@ -161,7 +162,7 @@ impl SyncPoint for ThroughSync<'_> {
                 }
                 let lake = Lake::open(&self.config.lake_settings(CATALOG_MEMORY, false)).await?;
                 let id = Uuid::new_v4().to_string();
-                if !lake.place_request(&self.config.name, &id, patience).await? {
+                if !lake.place_request(&self.config.name, &id, RequestState::Hold, patience).await? {
                     return Err(Error::new(ErrorKind::Transient, "another `duckpipe validate` is under way")
                         .remedy("wait for its end"));
                 }
@@ -269,11 +270,36 @@ async fn follow(lake: &Lake, pipeline: &str, id: &str, from: RequestState) -> Re
     }
 }
 
+/// Has the pipeline's `sync` on a Postgres catalog read its configuration again. Says whether one is running.
+pub(super) async fn ask_for_reload(config: &Config, patience: Duration) -> Result<bool> {
+    if !sync_runs(config).await? {
+        return Ok(false);
+    }
+    let lake = Lake::open(&config.lake_settings(CATALOG_MEMORY, false)).await?;
+    let id = Uuid::new_v4().to_string();
+    let begun = Instant::now();
+    let asked = async {
+        // A validation that is under way comes to its end first.
+        while !lake.place_request(&config.name, &id, RequestState::Reload, patience).await? {
+            if begun.elapsed() > patience {
+                return Err(Error::new(ErrorKind::Transient, "the running sync is asked something else all the time")
+                    .remedy("the file is changed; send SIGHUP to the running sync"));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        follow(&lake, &config.name, &id, RequestState::Reload).await?;
+        lake.withdraw_request(&config.name, &id).await
+    };
+    let asked = asked.await;
+    lake.shutdown().await;
+    asked.map(|()| true)
+}
+
 /// The running sync's side on a Postgres catalog: carries requests to the stream, for ever.
-pub(super) async fn answer(lake: &Lake, pipeline: &str, boundary: &Boundary) {
+pub(super) async fn answer(lake: &Lake, pipeline: &str, boundary: &Boundary, reloader: &Reloader) {
     loop {
         tokio::time::sleep(POLL).await;
-        if let Err(error) = answer_one(lake, pipeline, boundary).await {
+        if let Err(error) = answer_one(lake, pipeline, boundary, reloader).await {
             // The catalog's own troubles are met, and told, by the flushes.
             tracing::debug!(%error, "requests can't be read");
             tokio::time::sleep(POLL * 10).await;
@@ -281,7 +307,7 @@ pub(super) async fn answer(lake: &Lake, pipeline: &str, boundary: &Boundary) {
     }
 }
 
-async fn answer_one(lake: &Lake, pipeline: &str, boundary: &Boundary) -> Result<()> {
+async fn answer_one(lake: &Lake, pipeline: &str, boundary: &Boundary, reloader: &Reloader) -> Result<()> {
     let Some(row) = lake.request(pipeline).await? else {
         // Withdrawn, or whoever placed it is gone.
         boundary.release();
@@ -307,6 +333,10 @@ async fn answer_one(lake: &Lake, pipeline: &str, boundary: &Boundary) -> Result<
         },
         (RequestState::Standing, Some(lsn)) => match boundary.stand(lsn) {
             Ok(()) => return Ok(()),
+            Err(error) => failed(error),
+        },
+        (RequestState::Reload, _) => match reloader.reload() {
+            Ok(()) => RequestRow { state: RequestState::Reloaded, ..row.clone() },
             Err(error) => failed(error),
         },
         _ => return Ok(()),

@@ -6,7 +6,18 @@ pub(super) const SECTIONS: &[(&str, &[&str])] = &[
     ("source", &["url", "slot", "publication", "sslrootcert", "sslcert", "sslkey"]),
     ("lake", &["catalog", "data_path"]),
     ("s3", &["endpoint", "region", "access_key_id", "secret_access_key", "session_token", "path_style"]),
-    ("sync", &["flush_interval", "flush_bytes", "memory_limit", "snapshot_workers", "on_unrepresentable", "resync"]),
+    (
+        "sync",
+        &[
+            "flush_interval",
+            "flush_bytes",
+            "memory_limit",
+            "snapshot_workers",
+            "on_unrepresentable",
+            "resync",
+            "on_rename",
+        ],
+    ),
     (
         "compact",
         &[
@@ -24,7 +35,7 @@ pub(super) const SECTIONS: &[(&str, &[&str])] = &[
 ];
 
 /// The keys of one `[[tables]]` entry.
-pub(super) const TABLE_KEYS: &[&str] = &["source", "target", "exclude_columns", "types", "sort_by"];
+pub(super) const TABLE_KEYS: &[&str] = &["source", "target", "exclude_columns", "types", "sort_by", "mode", "where"];
 
 /// The keys of a section; `None` where there is no such section.
 pub(super) fn keys_of(section: &str) -> Option<&'static [&'static str]> {

@@ -7,6 +7,8 @@
 
 mod compact;
 mod document;
+pub mod edit;
+mod entries;
 mod keys;
 mod location;
 mod names;
@@ -21,11 +23,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use crate::batch::layout::Mode;
 pub use crate::batch::value_error::OnUnrepresentable;
 pub use crate::lake::CatalogLocation;
 pub use crate::source::pattern::TablePattern;
 pub use compact::CompactConfig;
 pub use document::Override;
+pub use entries::Entries;
 pub use selection::{SelectedTable, select, selection_of};
 pub use template::{Known, name_from, template};
 pub use units::{display_size, format_size, parse_duration, parse_size};
@@ -58,12 +62,12 @@ pub struct Config {
     pub sync: SyncConfig,
     /// How files are compacted and how long history is kept.
     pub compact: CompactConfig,
-    /// The tables, as written: in order, patterns not yet resolved. See [`select`].
-    pub tables: Vec<TableConfig>,
+    /// The tables; see [`Config::tables`].
+    entries: Entries,
 }
 
 /// The `[source]` section.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceConfig {
     /// The source's `postgres://` address, with certificate paths made absolute.
     pub url: Secret,
@@ -74,7 +78,7 @@ pub struct SourceConfig {
 }
 
 /// The `[lake]` section.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LakeConfig {
     /// The catalog: a DuckDB file or a Postgres database.
     pub catalog: CatalogLocation,
@@ -121,6 +125,17 @@ pub struct SyncConfig {
     pub on_unrepresentable: OnUnrepresentable,
     /// Who sees to it that a table which can't go on is copied afresh.
     pub resync: Resync,
+    /// What the lake's table is called once the source's has another name.
+    pub on_rename: OnRename,
+}
+
+/// What the lake's table is called once the source's has another name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnRename {
+    /// As the source's, but for its schema.
+    Follow,
+    /// As before.
+    Keep,
 }
 
 /// Who sees to it that a table which can't go on is copied afresh.
@@ -148,12 +163,13 @@ impl Default for SyncConfig {
             snapshot_workers: 2,
             on_unrepresentable: OnUnrepresentable::Error,
             resync: Resync::Auto,
+            on_rename: OnRename::Follow,
         }
     }
 }
 
 /// One `[[tables]]` entry.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TableConfig {
     /// The table, or the pattern of tables.
     pub source: TablePattern,
@@ -165,9 +181,26 @@ pub struct TableConfig {
     pub types: BTreeMap<String, String>,
     /// Columns that compacted files are sorted by; `None`: the key's, none: they are not sorted.
     pub sort_by: Option<Vec<String>>,
+    /// What the lake's table holds.
+    pub mode: Mode,
+    /// Which rows are followed, as SQL of the source; `None`: all. Never given with a pattern.
+    pub filter: Option<String>,
 }
 
 impl TableConfig {
+    /// An entry that says nothing but which tables.
+    pub fn of(source: TablePattern) -> TableConfig {
+        TableConfig {
+            source,
+            target: None,
+            exclude_columns: Vec::new(),
+            types: BTreeMap::new(),
+            sort_by: None,
+            mode: Mode::Mirror,
+            filter: None,
+        }
+    }
+
     /// Whether a column arrives as text, whatever its type.
     pub fn is_text(&self, column: &str) -> bool {
         self.types.contains_key(column)
@@ -198,10 +231,11 @@ impl Config {
     }
 
     /// What compacted files of a source table are sorted by, where an entry says so: one that names it, else the first pattern.
-    pub fn sort_by(&self, source: &TableName) -> Option<&[String]> {
-        let named = self.tables.iter().find(|table| table.source.exact().as_ref() == Some(source));
-        let entry = named.or_else(|| self.tables.iter().find(|table| table.source.matches(source)))?;
-        entry.sort_by.as_deref()
+    pub fn sort_by(&self, source: &TableName) -> Option<Vec<String>> {
+        let tables = self.tables();
+        let named = tables.iter().find(|table| table.source.exact().as_ref() == Some(source));
+        let entry = named.or_else(|| tables.iter().find(|table| table.source.matches(source)))?;
+        entry.sort_by.clone()
     }
 
     /// How the lake is opened, with `memory` bytes for DuckDB.
@@ -293,7 +327,7 @@ fn read(document: &Document, path: PathBuf) -> Result<Config> {
         return Err(Error::new(ErrorKind::Config, format!("{} names no table", path.display()))
             .remedy("add [[tables]] with source = \"public.orders\", or source = \"public.*\" for all of a schema"));
     }
-    Ok(Config { name: name.to_owned(), source, lake, s3, sync, compact, tables, path })
+    Ok(Config { name: name.to_owned(), source, lake, s3, sync, compact, entries: Entries::new(tables), path })
 }
 
 fn read_source(document: &Document, name: &str, base: &Path, path: &Path) -> Result<SourceConfig> {
@@ -416,6 +450,16 @@ fn read_sync(document: &Document) -> Result<SyncConfig> {
             }
         };
     }
+    if let Some(item) = document.get("sync.on_rename") {
+        sync.on_rename = match item.text("sync.on_rename")? {
+            "follow" => OnRename::Follow,
+            "keep" => OnRename::Keep,
+            other => {
+                let message = format!("sync.on_rename must be \"follow\" or \"keep\", not {other:?}");
+                return Err(wrong(&item.origin, message));
+            }
+        };
+    }
     Ok(sync)
 }
 
@@ -459,7 +503,27 @@ fn read_table(entry: &Entry) -> Result<TableConfig> {
         let message = format!("column {column} of {source} is in sort_by and in exclude_columns");
         return Err(wrong(&entry.origin, message));
     }
-    Ok(TableConfig { source, target, exclude_columns, types, sort_by })
+    let mode = match entry.get("mode") {
+        None => Mode::Mirror,
+        Some(item) => match item.text("tables.mode")? {
+            "mirror" => Mode::Mirror,
+            "history" => Mode::History,
+            "soft-delete" => Mode::SoftDelete,
+            other => {
+                let message = format!("tables.mode must be \"mirror\", \"history\" or \"soft-delete\", not {other:?}");
+                return Err(wrong(&item.origin, message));
+            }
+        },
+    };
+    let filter = match entry.get("where") {
+        None => None,
+        Some(item) if source.exact().is_none() => {
+            return Err(wrong(&item.origin, format!("the pattern {source} can't have one `where` for many tables"))
+                .remedy("name each table in an entry of its own"));
+        }
+        Some(item) => Some(item.text("tables.where")?.to_owned()),
+    };
+    Ok(TableConfig { source, target, exclude_columns, types, sort_by, mode, filter })
 }
 
 /// Two entries must not say the same table, nor lead to one target: lake names are the same in upper and lower case.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::TableConfig;
+use super::{Mode, TableConfig};
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::table::TableName;
 
@@ -13,10 +13,16 @@ pub struct SelectedTable {
     pub source: TableName,
     /// The lake's table.
     pub target: TableName,
+    /// The entry says which one that is.
+    pub has_target: bool,
     /// Columns that do not enter the lake.
     pub exclude_columns: Vec<String>,
     /// Columns that arrive as text.
     pub text_columns: BTreeSet<String>,
+    /// What the lake's table holds.
+    pub mode: Mode,
+    /// Which rows are followed, as SQL of the source.
+    pub filter: Option<String>,
     /// Whether only a pattern matched it: such a table is left out with a warning where it has no key.
     pub by_pattern: bool,
 }
@@ -72,8 +78,11 @@ fn selection(entry: &TableConfig, source: &TableName, by_pattern: bool) -> Selec
     SelectedTable {
         source: source.clone(),
         target: entry.target.clone().unwrap_or_else(|| source.clone()),
+        has_target: entry.target.is_some(),
         exclude_columns: entry.exclude_columns.clone(),
         text_columns: entry.types.keys().cloned().collect(),
+        mode: entry.mode,
+        filter: entry.filter.clone(),
         by_pattern,
     }
 }

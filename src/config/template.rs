@@ -60,6 +60,7 @@ data_path = {data_path}
 # snapshot_workers = 2                  # connections that copy tables at the same time
 # on_unrepresentable = "error"          # a value that the lake's type can't hold: "error" stops its table, "null" drops the value
 # resync = "auto"                       # a table that can't go on is copied afresh by itself; "manual": by `duckpipe tables resync`
+# on_rename = "follow"                  # the lake's table is renamed with the source's; "keep": it is not
 
 [compact]
 # enabled = true                        # sync merges small files and drops what nobody can read any more
@@ -77,6 +78,8 @@ data_path = {data_path}
 # exclude_columns = ["card_number"]     # columns that do not enter the lake
 # types = {{ payload = "text" }}          # columns that arrive as text, whatever their type
 # sort_by = ["placed_at"]               # what compacted files are sorted by; the key unless set, [] for no order
+# where = "region = 'eu'"               # which rows are followed, as SQL of the source; columns of the key only
+# mode = "mirror"                       # the lake holds the table's rows; "history": every change of them
 "#,
         name = quoted(name),
         bare_name = name,

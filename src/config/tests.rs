@@ -49,7 +49,7 @@ fn reads_the_smallest_file() {
     let folder = config.path.parent().unwrap();
     assert_eq!(config.lake.catalog, CatalogLocation::File(folder.join("lake/catalog.ducklake")));
     assert_eq!(config.lake.data_path, folder.join("lake/data").to_str().unwrap());
-    assert_eq!(config.tables[0].source.exact().unwrap().to_string(), "public.orders");
+    assert_eq!(config.tables()[0].source.exact().unwrap().to_string(), "public.orders");
     assert!(!format!("{config:?}").contains("secret"), "a debug print shows the password");
 }
 
@@ -97,8 +97,8 @@ fn reads_every_key() {
     assert_eq!(config.sync.flush_interval, Duration::from_millis(250));
     assert_eq!((config.sync.flush_bytes, config.sync.memory_limit), (1 << 20, 256_000_000));
     assert_eq!(config.sync.on_unrepresentable, OnUnrepresentable::Null);
-    assert_eq!(config.tables[0].target.as_ref().unwrap().to_string(), "shop.Orders");
-    assert!(config.tables[0].is_text("payload"));
+    assert_eq!(config.tables()[0].target.as_ref().unwrap().to_string(), "shop.Orders");
+    assert!(config.tables()[0].is_text("payload"));
     assert!(!format!("{config:?}").contains("very secret"));
 }
 
@@ -108,7 +108,7 @@ fn reads_how_files_are_compacted() {
     let config = load(&format!("{text}sort_by = [\"placed\"]\n[[tables]]\nsource = \"public.*\""), &[], &[]).unwrap();
     assert!(!config.compact.enabled && config.compact.retain.is_none());
     let table = |name: &str| TableName { schema: "public".into(), table: name.into() };
-    assert_eq!(config.sort_by(&table("orders")), Some(&["placed".to_owned()][..]));
+    assert_eq!(config.sort_by(&table("orders")), Some(vec!["placed".to_owned()]));
     assert_eq!(config.sort_by(&table("items")), None);
     let environment = [
         ("DUCKPIPE_COMPACT__INTERVAL", "5m"),
@@ -178,10 +178,10 @@ fn the_environment_alone_can_be_the_configuration() {
     let environment = environment.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
     let config = Config::load_from(&CliOverrides::default(), &environment, folder.path()).unwrap();
     assert_eq!(config.lake.catalog, CatalogLocation::File(folder.path().join("c.ducklake")));
-    assert!(config.s3.unwrap().path_style);
-    assert_eq!(config.tables[0].exclude_columns, ["a", "b"]);
-    assert!(config.tables[0].is_text("payload"));
-    assert_eq!(config.tables.len(), 2);
+    assert!(config.s3.as_ref().unwrap().path_style);
+    assert_eq!(config.tables()[0].exclude_columns, ["a", "b"]);
+    assert!(config.tables()[0].is_text("payload"));
+    assert_eq!(config.tables().len(), 2);
 }
 
 #[test]
@@ -293,6 +293,8 @@ fn patterns_become_tables() {
             exclude_columns: Vec::new(),
             types: BTreeMap::new(),
             sort_by: None,
+            mode: Mode::Mirror,
+            filter: None,
         };
         pairs.iter().map(entry).collect()
     };

@@ -13,6 +13,7 @@ use super::session::Session;
 use super::table::{CatalogColumn, FieldId, LakeColumn, ducklake_type};
 use crate::batch::layout::ColumnType;
 use crate::error::{Error, ErrorKind, Result};
+use crate::source::table::TableName;
 use crate::sql::literal;
 
 /// How a commit changes the columns of a table.
@@ -22,6 +23,17 @@ pub struct Alteration {
     pub changes: Vec<ColumnChange>,
     /// The columns that duckpipe writes from then on.
     pub columns: Vec<LakeColumn>,
+    /// The table has another name from then on.
+    pub name: Option<Renamed>,
+}
+
+/// What a table is called from a commit on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Renamed {
+    /// The source's table.
+    pub source: TableName,
+    /// The lake's table, within its schema.
+    pub target: String,
 }
 
 /// One change of a table's columns.

@@ -132,7 +132,7 @@ fn view(session: &Session, pipeline: &str) -> Result<CompactionView> {
         return Ok(view);
     }
     for row in read_rows(session, &format!("t.pipeline = {}", literal(pipeline)))? {
-        let (Some(table_id), TableState::Catchup | TableState::Streaming | TableState::Errored) =
+        let (Some(table_id), TableState::Catchup | TableState::Streaming | TableState::Errored | TableState::Paused) =
             (row.table_id, row.state)
         else {
             continue;
@@ -308,6 +308,7 @@ fn column_type(column: &CatalogColumn, columns: &[CatalogColumn]) -> Option<(Col
         "int32" => ColumnType::Int4,
         "int64" => ColumnType::Int8,
         "uint32" => ColumnType::Oid,
+        "uint64" => ColumnType::UInt8,
         "float32" => ColumnType::Float4,
         "float64" => ColumnType::Float8,
         "varchar" => ColumnType::Text,

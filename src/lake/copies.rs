@@ -4,14 +4,15 @@
 
 use super::Lake;
 use super::commit::Commit;
+use super::create::live_table;
 use super::files::id_list;
 use super::pipeline::{self, Fence, PipelineRow, parse_lsn};
-use super::session::Session;
-use super::table::{RESYNC, TableState};
+use super::session::{LAKE, Session};
+use super::table::{TableState, Wanted, table_folder};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lsn::Lsn;
 use crate::source::table::TableName;
-use crate::sql::literal;
+use crate::sql::{literal, qualified};
 
 /// A table that a copy beside the stream begins.
 #[derive(Clone, Debug)]
@@ -60,13 +61,12 @@ impl Lake {
                 pipeline::held(session, &fence)?;
                 for CopiedTable { table_id, source_oid, source } in &tables {
                     session.write(&format!(
-                        "UPDATE {}.duckpipe_table SET state = '{}', slot = {slot}, wanted = NULL, error = NULL, \
-                         source_oid = {source_oid}, source_schema = {}, source_table = {} \
-                         WHERE pipeline = {} AND table_id = {table_id}",
+                        "UPDATE {}.duckpipe_table SET state = '{}', slot = {slot}, wanted = NULLIF(wanted, '{}'), error = NULL, \
+                         source_oid = {source_oid}, {} WHERE pipeline = {} AND table_id = {table_id}",
                         session.tables(),
                         TableState::Snapshot,
-                        literal(&source.schema),
-                        literal(&source.table),
+                        Wanted::Resync,
+                        renamed(source),
                         literal(&fence.pipeline)
                     ))?;
                 }
@@ -86,11 +86,87 @@ impl Lake {
             session.locked_transaction(|session| {
                 pipeline::held(session, &fence)?;
                 session.write(&format!(
-                    "UPDATE {}.duckpipe_table SET state = '{}', slot = NULL, wanted = '{RESYNC}' \
+                    "UPDATE {}.duckpipe_table SET state = '{}', slot = NULL, wanted = coalesce(wanted, '{}') \
                      WHERE pipeline = {} AND table_id IN ({ids})",
                     session.tables(),
                     TableState::Pending,
+                    Wanted::Resync,
                     literal(&fence.pipeline)
+                ))
+            })
+        })
+        .await
+    }
+
+    /// The source's table is called otherwise now; the configuration goes on to select it as before.
+    ///
+    /// # Errors
+    /// As [`Lake::begin_copy_beside`].
+    pub async fn rename_source(&self, fence: &Fence, table_id: i64, name: &TableName) -> Result<()> {
+        let (fence, name) = (fence.clone(), name.clone());
+        self.run(move |session| {
+            session.locked_transaction(|session| {
+                pipeline::held(session, &fence)?;
+                session.write(&format!(
+                    "UPDATE {}.duckpipe_table SET {} WHERE pipeline = {} AND table_id = {table_id}",
+                    session.tables(),
+                    renamed(&name),
+                    literal(&fence.pipeline)
+                ))
+            })
+        })
+        .await
+    }
+
+    /// Whether no table of the lake has this name, in any case.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Transient`] where the catalog fails.
+    pub async fn is_free(&self, target: &TableName) -> Result<bool> {
+        let target = target.clone();
+        self.run(move |session| Ok(live_table(session, &target)?.is_none())).await
+    }
+
+    /// A table stands still from now on: it keeps its rows, and the position that they show. `why` is shown, where nobody asked for it.
+    ///
+    /// # Errors
+    /// As [`Lake::begin_copy_beside`].
+    pub async fn pause_table(&self, fence: &Fence, table_id: i64, why: Option<&str>) -> Result<()> {
+        let (fence, why) = (fence.clone(), why.map_or_else(|| "NULL".to_owned(), literal));
+        self.run(move |session| {
+            session.locked_transaction(|session| {
+                let row = pipeline::held(session, &fence)?;
+                session.write(&format!(
+                    "UPDATE {}.duckpipe_table SET lsn = CASE WHEN state = '{}' THEN {} ELSE lsn END, state = '{}', slot = NULL, \
+                     wanted = NULL, error = {why} WHERE pipeline = {} AND table_id = {table_id}",
+                    session.tables(),
+                    TableState::Streaming,
+                    row.lsn.map_or_else(|| "NULL".to_owned(), |lsn| literal(&lsn.to_string())),
+                    TableState::Paused,
+                    literal(&fence.pipeline)
+                ))
+            })
+        })
+        .await
+    }
+
+    /// Lets go of a table. The lake's table stays, and is nobody's then; with `drop` it goes first: whoever dies in between does it again.
+    ///
+    /// # Errors
+    /// As [`Lake::begin_copy_beside`].
+    pub async fn remove_table(&self, fence: &Fence, table_id: i64, drop: bool) -> Result<()> {
+        let fence = fence.clone();
+        self.run(move |session| {
+            pipeline::held(session, &fence)?;
+            if let Some((name, _)) = table_folder(session, table_id)?.filter(|_| drop) {
+                session.batch(&format!("DROP TABLE {LAKE}.{}", qualified(&name.schema, &name.table)))?;
+            }
+            session.locked_transaction(|session| {
+                pipeline::held(session, &fence)?;
+                let (tables, pipeline) = (session.tables(), literal(&fence.pipeline));
+                session.write(&format!(
+                    "DELETE FROM {tables}.duckpipe_definition WHERE pipeline = {pipeline} AND table_id = {table_id}; \
+                     DELETE FROM {tables}.duckpipe_table WHERE pipeline = {pipeline} AND table_id = {table_id};"
                 ))
             })
         })
@@ -136,17 +212,17 @@ impl Lake {
         .await
     }
 
-    /// Asks for a fresh copy of the pipeline's tables, by their names in the source; a running `sync` sees to it.
+    /// Says what is wanted of the pipeline's tables, by their names in the source; a running `sync` sees to it, or the next one.
     ///
     /// # Errors
     /// [`ErrorKind::Transient`] where the catalog fails.
-    pub async fn ask_for_resync(&self, pipeline: &str, sources: &[TableName]) -> Result<()> {
+    pub async fn want(&self, pipeline: &str, sources: &[TableName], wanted: Wanted) -> Result<()> {
         let (pipeline, sources) = (literal(pipeline), sources.to_vec());
         self.run(move |session| {
             session.locked_transaction(|session| {
                 for source in &sources {
                     session.write(&format!(
-                        "UPDATE {}.duckpipe_table SET wanted = '{RESYNC}' \
+                        "UPDATE {}.duckpipe_table SET wanted = '{wanted}' \
                          WHERE pipeline = {pipeline} AND source_schema = {} AND source_table = {}",
                         session.tables(),
                         literal(&source.schema),
@@ -158,6 +234,17 @@ impl Lake {
         })
         .await
     }
+}
+
+/// The assignments to a row of `duckpipe_table` whose source table has this name now. What it was selected by stays.
+pub(super) fn renamed(name: &TableName) -> String {
+    let (schema, table) = (literal(&name.schema), literal(&name.table));
+    let is_new = format!("selected_table IS NULL AND (source_schema <> {schema} OR source_table <> {table})");
+    format!(
+        "selected_schema = CASE WHEN {is_new} THEN source_schema ELSE selected_schema END, \
+         selected_table = CASE WHEN {is_new} THEN source_table ELSE selected_table END, \
+         source_schema = {schema}, source_table = {table}"
+    )
 }
 
 /// The condition on `duckpipe_table` for the tables that a slot brings level, and that were copied.
@@ -240,7 +327,11 @@ impl Shown {
             TableState::Streaming => true,
             // Level with the pipeline, whose first copy it is part of.
             TableState::Catchup => self.slot.is_none() || self.lsn == lsn,
-            TableState::Pending | TableState::Snapshot | TableState::Errored | TableState::Dropped => false,
+            TableState::Pending
+            | TableState::Snapshot
+            | TableState::Errored
+            | TableState::Dropped
+            | TableState::Paused => false,
         };
         (!follows).then(|| (self.name.to_string(), self.lsn.unwrap_or_default().to_string().into()))
     }

@@ -70,11 +70,11 @@ impl Lake {
                 let filled_by = |id: &FieldId| row.columns.iter().find(|column| column.id == *id).map(|c| c.attnum);
                 match columns
                     .iter()
-                    .zip(&layout.columns)
+                    .zip(layout.lake_columns())
                     .find(|(column, _)| filled_by(&column.id) != Some(column.attnum))
                 {
                     None => Ok(columns),
-                    Some((_, column)) => Err(differs(&column.name)),
+                    Some((_, (name, ..))) => Err(differs(name)),
                 }
             })
             .await?;
@@ -101,6 +101,7 @@ impl Lake {
             set_options(session, table_id).context(context)?;
             session.locked_transaction(|session| {
                 pipeline::held(session, &fence)?;
+                own_folder(session, table_id)?;
                 record(session, &fence, &new, table_id, &columns, generation)
             })?;
             let (name, folder) = table_folder(session, table_id)?
@@ -190,7 +191,7 @@ fn plan_existing(
 }
 
 /// The live table of that name in any case, with its name as the lake spells it.
-fn live_table(session: &Session, target: &TableName) -> Result<Option<(i64, TableName)>> {
+pub(super) fn live_table(session: &Session, target: &TableName) -> Result<Option<(i64, TableName)>> {
     let tables = session.tables();
     let sql = format!(
         "SELECT t.table_id, s.schema_name, t.table_name FROM {tables}.ducklake_table t \
@@ -206,7 +207,7 @@ fn live_table(session: &Session, target: &TableName) -> Result<Option<(i64, Tabl
 
 fn make(session: &Session, new: &NewTable, drop: Option<&TableName>) -> Result<(i64, Vec<LakeColumn>)> {
     let columns =
-        new.layout.columns.iter().map(|column| format!("{} {}", identifier(&column.name), column.column_type.lake()));
+        new.layout.lake_columns().map(|(name, _, column_type)| format!("{} {}", identifier(name), column_type.lake()));
     let columns = columns.collect::<Vec<_>>().join(", ");
     let qualified = |name: &TableName| format!("{LAKE}.{}.{}", identifier(&name.schema), identifier(&name.table));
     if let Some(name) = drop {
@@ -235,6 +236,18 @@ fn set_options(session: &Session, table_id: i64) -> Result<()> {
         ))?;
     }
     Ok(())
+}
+
+/// A new table gets the folder of its name. Where one that was renamed has it already, its files lie there: the new one takes its uuid.
+fn own_folder(session: &Session, table_id: i64) -> Result<()> {
+    let tables = session.tables();
+    session.write(&format!(
+        "UPDATE {tables}.ducklake_table SET path = CAST(table_uuid AS VARCHAR) || '/' WHERE table_id = {table_id} AND path_is_relative \
+         AND NOT EXISTS (SELECT 1 FROM {tables}.ducklake_data_file f WHERE f.table_id = {table_id}) \
+         AND EXISTS (SELECT 1 FROM {tables}.ducklake_table other JOIN {tables}.ducklake_table own ON own.path = other.path \
+             AND own.schema_id = other.schema_id WHERE own.table_id = {table_id} AND other.table_id <> {table_id} \
+             AND other.end_snapshot IS NULL)"
+    ))
 }
 
 fn insert_row(session: &Session, fence: &Fence, new: &NewTable) -> Result<()> {

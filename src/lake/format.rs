@@ -5,7 +5,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::sql::literal;
 
 /// The version of the tables in `schemas/` that this program reads and writes.
-const VERSION: i64 = 2;
+const VERSION: i64 = 3;
 
 /// The tables of [`VERSION`].
 const TABLES: [&str; 6] = [
@@ -22,8 +22,9 @@ const LATER: [(&str, &str); 2] = [("duckpipe_request", REQUESTS), ("duckpipe_def
 const REQUESTS: &str = include_str!("../../schemas/duckpipe_request.sql");
 const DEFINITIONS: &str = include_str!("../../schemas/duckpipe_definition.sql");
 
-/// What version 2 added: an older program would take a table that another slot brings level for one of its own.
-const ADDED: [&str; 2] = ["slot", "wanted"];
+/// The columns of `duckpipe_table` that came with a version. With 2: an older program would take a table that another slot brings level for
+/// one of its own. With 3: it would not know a table by another name than it was selected by.
+const ADDED: [(i64, &str); 4] = [(2, "slot"), (2, "wanted"), (3, "selected_schema"), (3, "selected_table")];
 
 /// Indexes on DuckLake's own tables.
 const INDEXES: &str = include_str!("../../schemas/postgres_indexes.sql");
@@ -69,9 +70,9 @@ fn migrate(session: &Session) -> Result<()> {
         return Ok(());
     }
     session.locked_transaction(|session| match read(session)?.0 {
-        1 => {
+        version @ 1..VERSION => {
             let tables = session.tables();
-            for column in ADDED {
+            for (_, column) in ADDED.iter().filter(|(since, _)| *since > version) {
                 session.write(&format!("ALTER TABLE {tables}.duckpipe_table ADD COLUMN {column} VARCHAR"))?;
             }
             session.write(&format!("UPDATE {tables}.duckpipe_format SET version = {VERSION}"))

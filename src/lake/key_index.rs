@@ -49,11 +49,24 @@ impl KeyIndex {
             types.iter().zip(keys.columns()).map(|(t, column)| retyped(column, t)).collect::<Result<Vec<_>>>()?;
         let search = match (types, columns.as_slice()) {
             ([data_type], [column]) if is_integer_like(data_type) => integers(column)?,
-            _ => by_rows(types, &columns)?,
+            _ => by_rows(types, &columns, false)?,
         };
         let pruners =
             types.iter().zip(&columns).map(|(t, column)| Pruner::new(t, column)).collect::<Result<Vec<_>>>()?;
         Ok(KeyIndex { search, pruners })
+    }
+
+    /// Whole rows in the place of keys, each once: NULL is a value as any other.
+    pub(crate) fn of_rows(types: &[DataType], rows: &RecordBatch) -> Result<KeyIndex> {
+        let columns =
+            types.iter().zip(rows.columns()).map(|(t, column)| retyped(column, t)).collect::<Result<Vec<_>>>()?;
+        // Bounds are of what is not NULL.
+        let pruner = |(t, column): (&DataType, &ArrayRef)| match column.null_count() {
+            0 => Pruner::new(t, column),
+            _ => Ok(None),
+        };
+        let pruners = types.iter().zip(&columns).map(pruner).collect::<Result<Vec<_>>>()?;
+        Ok(KeyIndex { search: by_rows(types, &columns, true)?, pruners })
     }
 
     /// Calls `found(row, key)` for each row of a batch of key columns that holds one of the keys.
@@ -168,14 +181,14 @@ fn integers(column: &ArrayRef) -> Result<Search> {
     Ok(Search::Integers(map))
 }
 
-fn by_rows(types: &[DataType], columns: &[ArrayRef]) -> Result<Search> {
+fn by_rows(types: &[DataType], columns: &[ArrayRef], nulls: bool) -> Result<Search> {
     let fields = types.iter().map(|data_type| SortField::new(data_type.clone())).collect();
     let converter = RowConverter::new(fields).because(ErrorKind::Internal, cant_compare)?;
     let rows = converter.convert_columns(columns).because(ErrorKind::Internal, cant_compare)?;
     let hasher = RandomState::new();
     let mut table = HashTable::with_capacity(rows.num_rows());
     for (key, row) in rows.iter().enumerate() {
-        if columns.iter().any(|column| column.is_null(key)) {
+        if !nulls && columns.iter().any(|column| column.is_null(key)) {
             continue;
         }
         let rehash = |other: &u32| hasher.hash_one(rows.row(*other as usize).data());

@@ -4,15 +4,17 @@
 //! memory follows the keys and what is found, never the files. Cost does follow the files: without an index of keys, all key columns
 //! that no bounds exclude are read.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use arrow::array::RecordBatch;
-use arrow::compute::{concat_batches, interleave};
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::array::{AsArray, RecordBatch, UInt64Array};
+use arrow::compute::{concat_batches, interleave, take_record_batch};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef, UInt64Type};
+use arrow::row::{RowConverter, SortField};
 use duckpipe_storage::{DataFileReader, Rows, Store, read_deleted_positions};
 use futures::TryStreamExt;
 use parquet::arrow::PARQUET_FIELD_ID_META_KEY;
+use roaring::RoaringTreemap;
 use tokio::task::JoinSet;
 
 use super::files::LiveFile;
@@ -91,6 +93,84 @@ pub async fn locate_every(
     Ok(found)
 }
 
+/// Finds the newest live row of each key, in a lake that keeps all rows which a key ever had: the one with the largest values in two
+/// columns of unsigned 64 bits. The answer has an entry for each key.
+pub async fn locate_newest(
+    store: &Store,
+    files: &[LiveFile],
+    key: &KeyColumns,
+    keys: &RecordBatch,
+    order: [i32; 2],
+) -> Result<Vec<Option<RowPosition>>> {
+    let mut newest: Vec<Option<((u64, u64), RowPosition)>> = vec![None; keys.num_rows()];
+    let mut search = Search::new(store, files, key, keys)?;
+    let types = [DataType::UInt64, DataType::UInt64];
+    while let Some((file, rows)) = search.next().await? {
+        for rows in rows.chunks(ROWS_AT_ONCE) {
+            let places: Vec<_> = rows.iter().map(|(_, position)| RowPosition { file, position: *position }).collect();
+            let values = fetch(store, files, &order, schema_by_id(&order, &types), &places).await?;
+            let column = |at: usize| values.column(at).as_primitive::<UInt64Type>();
+            for (row, ((key, _), place)) in rows.iter().zip(places).enumerate() {
+                let at = (column(0).value(row), column(1).value(row));
+                let known = &mut newest[*key as usize];
+                if known.is_none_or(|(before, _)| before < at) {
+                    *known = Some((at, place));
+                }
+            }
+        }
+    }
+    Ok(newest.into_iter().map(|found| found.map(|(_, place)| place)).collect())
+}
+
+/// Finds a live row for each of these, which hold all values of a row: of equal ones any, but a different one each time, and none of
+/// those in `taken` (positions by file). The answer has an entry for each; `None`: the lake has not so many.
+pub async fn locate_equal(
+    store: &Store,
+    files: &[LiveFile],
+    key: &KeyColumns,
+    rows: &RecordBatch,
+    taken: &BTreeMap<usize, RoaringTreemap>,
+) -> Result<Vec<Option<RowPosition>>> {
+    let cant = || "rows can't be told apart".to_string();
+    let fields = rows.columns().iter().map(|column| SortField::new(column.data_type().clone())).collect();
+    let converter = RowConverter::new(fields).because(ErrorKind::Internal, cant)?;
+    let encoded = converter.convert_columns(rows.columns()).because(ErrorKind::Internal, cant)?;
+    let mut groups: HashMap<&[u8], usize> = HashMap::new();
+    // Of each group of equal rows: those that still want one.
+    let mut wanting: Vec<Vec<usize>> = Vec::new();
+    let mut first: Vec<u64> = Vec::new();
+    for row in 0..rows.num_rows() {
+        let group = *groups.entry(encoded.row(row).data()).or_insert(wanting.len());
+        if group == wanting.len() {
+            wanting.push(Vec::new());
+            first.push(row as u64);
+        }
+        wanting[group].push(row);
+    }
+    let distinct = take_record_batch(rows, &UInt64Array::from(first)).because(ErrorKind::Internal, cant)?;
+    let mut found = vec![None; rows.num_rows()];
+    let mut missing = rows.num_rows();
+    let mut search = Search::by(store, files, key, KeyIndex::of_rows(&key.types, &distinct)?)?;
+    while missing > 0
+        && let Some((file, matches)) = search.next().await?
+    {
+        let taken = taken.get(&file);
+        for (group, position) in matches {
+            if taken.is_some_and(|taken| taken.contains(position)) {
+                continue;
+            }
+            if let Some(row) = wanting[group as usize].pop() {
+                found[row] = Some(RowPosition { file, position });
+                missing -= 1;
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Rows whose order is read at once: some MB.
+const ROWS_AT_ONCE: usize = 65_536;
+
 /// A search for keys through files, some at once.
 struct Search<'a> {
     store: &'a Store,
@@ -104,7 +184,11 @@ struct Search<'a> {
 
 impl<'a> Search<'a> {
     fn new(store: &'a Store, files: &'a [LiveFile], key: &KeyColumns, keys: &RecordBatch) -> Result<Self> {
-        let index = Arc::new(KeyIndex::new(&key.types, keys)?);
+        Search::by(store, files, key, KeyIndex::new(&key.types, keys)?)
+    }
+
+    fn by(store: &'a Store, files: &'a [LiveFile], key: &KeyColumns, index: KeyIndex) -> Result<Self> {
+        let index = Arc::new(index);
         // The newest files first: what changes has often changed lately, and a search may end with the last key found.
         let waiting = (0..files.len()).filter(|file| index.may_be_within(&files[*file].key_bounds)).collect();
         let schema = schema_by_id(&key.field_ids, &key.types);

@@ -68,7 +68,7 @@ use std::time::Duration;
 use duckpipe_storage::{S3Credentials, S3Settings};
 use tokio::sync::{mpsc, oneshot};
 
-pub use alter::{Alteration, ColumnChange};
+pub use alter::{Alteration, ColumnChange, Renamed};
 pub use commit::{Commit, Committed, DeleteCommit, TableCommit};
 pub use compaction::{CompactionSchema, CompactionTable, CompactionView, SourceFile};
 pub(crate) use compaction::{ROW_ID, SNAPSHOT_ID};
@@ -86,7 +86,7 @@ pub use replace::{Replaced, Replacement, RewrittenDelete, RewrittenFile};
 pub use requests::{RequestRow, RequestState};
 pub use retention::Scheduled;
 pub use settings::{CatalogLocation, LakeSettings};
-pub use table::{FieldId, LakeColumn, LakeTable, TableRow, TableState};
+pub use table::{FieldId, LakeColumn, LakeTable, TableRow, TableState, Wanted};
 
 use session::Session;
 

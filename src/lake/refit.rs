@@ -29,11 +29,15 @@ impl Lake {
         self.run(move |session| {
             let Some((name, folder)) = table_folder(session, table_id)? else { return Ok(None) };
             let current = catalog_columns(session, table_id)?;
-            let known = if same_table { row.columns.as_slice() } else { &[] };
-            let (columns, changes) = refit(&layout, known, &current, next_column_id(session, table_id)?);
+            let is_same = |column: &&LakeColumn| same_table || column.attnum < 0;
+            let known: Vec<LakeColumn> = row.columns.iter().filter(is_same).cloned().collect();
+            let (columns, changes) = refit(&layout, &known, &current, next_column_id(session, table_id)?);
             let shown = initial_defaults(session, table_id)?;
-            let alteration = (!changes.is_empty() || columns != row.columns)
-                .then(|| Alteration { changes, columns: columns.clone() });
+            let alteration = (!changes.is_empty() || columns != row.columns).then(|| Alteration {
+                changes,
+                columns: columns.clone(),
+                name: None,
+            });
             Ok(Some((LakeTable { table_id, name, folder, columns, shown }, alteration)))
         })
         .await
@@ -48,28 +52,28 @@ fn refit(
     mut next: i64,
 ) -> (Vec<LakeColumn>, Vec<ColumnChange>) {
     let (mut columns, mut later, mut kept) = (Vec::new(), Vec::new(), HashSet::new());
-    for (index, wanted) in layout.columns.iter().enumerate() {
-        let key = layout.key.iter().position(|column| *column == index).and_then(|place| u16::try_from(place).ok());
-        let before = known.iter().find(|known| known.attnum == wanted.attnum);
+    for (index, (name, attnum, column_type)) in layout.lake_columns().enumerate() {
+        let key = layout.key_place(index);
+        let before = known.iter().find(|known| known.attnum == attnum);
         let before = before.and_then(|known| current.iter().find(|column| column.id == known.id.column_id));
-        let fitting = before.and_then(|before| Some((before, field_id(&wanted.column_type, before, current)?)));
+        let fitting = before.and_then(|before| Some((before, field_id(column_type, before, current)?)));
         let id = match fitting {
             Some((before, id)) => {
                 kept.insert(before.id);
-                if before.name != wanted.name {
-                    later.push(ColumnChange::Rename { column_id: before.id, name: wanted.name.clone() });
+                if before.name != name {
+                    later.push(ColumnChange::Rename { column_id: before.id, name: name.to_owned() });
                 }
                 id
             }
             None => {
-                let id = FieldId::of_new(&wanted.column_type, &mut next);
-                let (name, column_type) = (wanted.name.clone(), wanted.column_type.clone());
+                let id = FieldId::of_new(column_type, &mut next);
+                let (name, column_type) = (name.to_owned(), column_type.clone());
                 let instead_of = before.map(|before| before.id);
                 later.push(ColumnChange::Add { id: id.clone(), name, column_type, shown: None, instead_of });
                 id
             }
         };
-        columns.push(LakeColumn { attnum: wanted.attnum, key, id });
+        columns.push(LakeColumn { attnum, key, id });
     }
     let gone = current.iter().filter(|column| column.parent.is_none() && !kept.contains(&column.id));
     let mut changes: Vec<ColumnChange> = gone.map(|column| ColumnChange::Drop { column_id: column.id }).collect();

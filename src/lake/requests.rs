@@ -25,17 +25,23 @@ pub enum RequestState {
     Stand,
     /// The row's snapshot shows exactly the position, and so does the lake as long as the row is renewed.
     Standing,
+    /// The configuration shall be read again.
+    Reload,
+    /// It was.
+    Reloaded,
     /// The row's message says why not.
     Failed,
 }
 
-const STATES: [(RequestState, &str); 7] = [
+const STATES: [(RequestState, &str); 9] = [
     (RequestState::Hold, "hold"),
     (RequestState::Holding, "holding"),
     (RequestState::Flush, "flush"),
     (RequestState::Reached, "reached"),
     (RequestState::Stand, "stand"),
     (RequestState::Standing, "standing"),
+    (RequestState::Reload, "reload"),
+    (RequestState::Reloaded, "reloaded"),
     (RequestState::Failed, "failed"),
 ];
 
@@ -72,8 +78,14 @@ pub struct RequestRow {
 }
 
 impl Lake {
-    /// Places a request in state `hold`, unless another one is under way; says whether it did.
-    pub async fn place_request(&self, pipeline: &str, id: &str, patience: Duration) -> Result<bool> {
+    /// Places a request in this state, unless another one is under way; says whether it did.
+    pub async fn place_request(
+        &self,
+        pipeline: &str,
+        id: &str,
+        state: RequestState,
+        patience: Duration,
+    ) -> Result<bool> {
         let (pipeline, id) = (pipeline.to_owned(), id.to_owned());
         self.run(move |session| {
             session.transaction(|session| {
@@ -84,8 +96,9 @@ impl Lake {
                     return Ok(false);
                 }
                 session.write(&format!(
-                    "INSERT INTO {table} (pipeline, id, state, patience_ms, changed_at) VALUES ({name}, {}, 'hold', {}, {})",
+                    "INSERT INTO {table} (pipeline, id, state, patience_ms, changed_at) VALUES ({name}, {}, '{}', {}, {})",
                     literal(&id),
+                    state.name(),
                     patience.as_millis(),
                     session.clock()
                 ))?;

@@ -5,9 +5,9 @@ use std::fmt::Write as _;
 
 use duckpipe_storage::{ColumnStats, DataFile};
 
-use super::alter::{self, Alteration, Altered, Place};
+use super::alter::{self, Alteration, Altered, Place, Renamed};
 use super::commit::{Commit, TableCommit};
-use super::definitions;
+use super::create::live_table;
 use super::facts::Facts;
 use super::files::{Snapshot, id_list};
 use super::pipeline::PipelineRow;
@@ -15,7 +15,9 @@ use super::session::Session;
 use super::stamp;
 use super::statistics::{self, Change, TableColumnStats};
 use super::table::{CatalogColumn, KnownTable, TableState};
+use super::{copies, definitions};
 use crate::error::{Because, Error, ErrorKind, Result, ResultExt};
+use crate::source::table::TableName;
 use crate::sql::{identifier, literal};
 
 /// The statements of one commit, put together so that a Postgres catalog gets them in one round trip.
@@ -137,9 +139,37 @@ impl<'a> Script<'a> {
             literal(&own),
             literal(&self.pipeline.name)
         ));
+        if let Some(name) = &alteration.name {
+            self.rename(table_id, name, known)?;
+        }
         self.changes.push(format!("altered_table:{table_id}"));
         self.alters = true;
         Ok(columns)
+    }
+
+    /// As DuckLake's own ALTER TABLE … RENAME TO. The files stay in their folder.
+    fn rename(&mut self, table_id: i64, Renamed { source, target: name }: &Renamed, known: &KnownTable) -> Result<()> {
+        let target = TableName { schema: known.name.schema.clone(), table: name.clone() };
+        if live_table(self.session, &target)?.is_some_and(|(other, _)| other != table_id) {
+            let what = format!("the source's table is {source} now, and the lake has another table of that name");
+            return Err(Error::new(ErrorKind::Table, what).remedy("rename one of them, or set on_rename = \"keep\""));
+        }
+        let (tables, id, name) = (self.tables.clone(), self.id, literal(name));
+        self.statement(&format!(
+            "UPDATE {tables}.ducklake_table SET end_snapshot = {id} WHERE table_id = {table_id} AND end_snapshot IS NULL"
+        ));
+        self.statement(&format!(
+            "INSERT INTO {tables}.ducklake_table \
+             (table_id, table_uuid, begin_snapshot, end_snapshot, schema_id, table_name, path, path_is_relative) \
+             SELECT table_id, table_uuid, {id}, NULL, schema_id, {name}, path, path_is_relative \
+             FROM {tables}.ducklake_table WHERE table_id = {table_id} AND end_snapshot = {id}"
+        ));
+        self.statement(&format!(
+            "UPDATE {tables}.duckpipe_table SET target_table = {name}, {} WHERE pipeline = {} AND table_id = {table_id}",
+            copies::renamed(source),
+            literal(&self.pipeline.name)
+        ));
+        Ok(())
     }
 
     /// As DuckLake's own TRUNCATE, or DELETE of all rows, does it: data files end; their delete files stay as they are, they hang
@@ -325,7 +355,7 @@ impl<'a> Script<'a> {
             TableState::Errored if before == TableState::Streaming => {
                 text(self.pipeline.lsn.map(|lsn| lsn.to_string()).as_deref())
             }
-            TableState::Errored | TableState::Dropped => "lsn".into(),
+            TableState::Errored | TableState::Dropped | TableState::Paused => "lsn".into(),
             TableState::Pending | TableState::Snapshot | TableState::Catchup => text(Some(&own.to_string())),
         };
         let mut statement = format!(

@@ -36,6 +36,8 @@ pub enum TableState {
     Errored,
     /// The source dropped it: its last rows stay.
     Dropped,
+    /// Somebody wants it to stand still, or the configuration does not name it: its rows stay.
+    Paused,
 }
 
 impl TableState {
@@ -48,6 +50,7 @@ impl TableState {
             TableState::Streaming => "streaming",
             TableState::Errored => "errored",
             TableState::Dropped => "dropped",
+            TableState::Paused => "paused",
         }
     }
 }
@@ -62,11 +65,45 @@ impl FromStr for TableState {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        use TableState::{Catchup, Dropped, Errored, Pending, Snapshot, Streaming};
-        [Pending, Snapshot, Catchup, Streaming, Errored, Dropped]
+        use TableState::{Catchup, Dropped, Errored, Paused, Pending, Snapshot, Streaming};
+        [Pending, Snapshot, Catchup, Streaming, Errored, Dropped, Paused]
             .into_iter()
             .find(|state| state.name() == name)
             .ok_or_else(|| Error::new(ErrorKind::Internal, format!("{name:?} is no state of a table")))
+    }
+}
+
+/// What somebody wants done with a table. Whoever runs its pipeline sees to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Wanted {
+    /// A fresh copy of it.
+    Resync,
+    /// It shall stand still.
+    Pause,
+    /// It shall not be followed any more; the lake's table stays, and is nobody's.
+    Remove,
+    /// As [`Wanted::Remove`], and the lake's table shall go too.
+    Drop,
+}
+
+impl Wanted {
+    const ALL: [Wanted; 4] = [Wanted::Resync, Wanted::Pause, Wanted::Remove, Wanted::Drop];
+
+    /// The name in the catalog.
+    pub fn name(self) -> &'static str {
+        match self {
+            Wanted::Resync => "resync",
+            Wanted::Pause => "pause",
+            Wanted::Remove => "remove",
+            Wanted::Drop => "drop",
+        }
+    }
+}
+
+impl fmt::Display for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 
@@ -77,8 +114,10 @@ pub struct TableRow {
     pub pipeline: String,
     /// The source table's oid.
     pub source_oid: u32,
-    /// The source table.
+    /// The source table, as it is called now.
     pub source: TableName,
+    /// What it was called when the configuration selected it, where that is something else.
+    pub selected: Option<TableName>,
     /// The lake's table.
     pub target: TableName,
     /// DuckLake's `table_id`; `None` while the lake's table is being made.
@@ -99,15 +138,20 @@ pub struct TableRow {
     pub values_nulled: u64,
     /// The last commit with data of this table, in microseconds since 1970.
     pub last_commit_at: Option<i64>,
-    /// Why it is errored.
+    /// Why it is errored, or paused where nobody asked for that.
     pub error: Option<String>,
     /// The slot that brings it level with the others, where that is not its pipeline's.
     pub slot: Option<String>,
-    /// Whether somebody asked for a fresh copy of it.
-    pub resync: bool,
+    /// What somebody wants done with it.
+    pub wanted: Option<Wanted>,
 }
 
 impl TableRow {
+    /// The name by which the configuration selects it.
+    pub fn named(&self) -> &TableName {
+        self.selected.as_ref().unwrap_or(&self.source)
+    }
+
     /// Whether the lake's table shows the pipeline's position.
     pub fn follows(&self) -> bool {
         self.state == TableState::Streaming || self.state == TableState::Catchup && self.slot.is_none()
@@ -156,22 +200,22 @@ pub struct LakeTable {
 const FIELD_ID: &str = "PARQUET:field_id";
 
 impl LakeTable {
-    /// The layout's Arrow schema with the lake's field ids: what the table's Parquet files have.
+    /// The Arrow schema of the layout's columns in the lake, with the lake's field ids: what the table's Parquet files have.
     pub fn schema(&self, layout: &TableLayout) -> Result<SchemaRef> {
-        if layout.columns.len() != self.columns.len() {
+        if layout.lake_columns().count() != self.columns.len() {
             return Err(Error::new(
                 ErrorKind::Internal,
                 format!(
                     "{}: {} columns in the layout, {} in the lake",
                     self.name,
-                    layout.columns.len(),
+                    layout.lake_columns().count(),
                     self.columns.len()
                 ),
             ));
         }
-        let fields = layout.columns.iter().zip(&self.columns).map(|(column, lake)| {
-            let data_type = with_element_ids(&column.column_type.arrow(), &lake.id);
-            with_default(Field::new(&column.name, data_type, true), &lake.id, self.shown.get(&lake.id.column_id))
+        let fields = layout.lake_columns().zip(&self.columns).map(|((name, _, column_type), lake)| {
+            let data_type = with_element_ids(&column_type.arrow(), &lake.id);
+            with_default(Field::new(name, data_type, true), &lake.id, self.shown.get(&lake.id.column_id))
         });
         Ok(Arc::new(Schema::new(fields.collect::<Vec<FieldRef>>())))
     }
@@ -211,6 +255,7 @@ pub(super) fn ducklake_type(column_type: &ColumnType) -> String {
         ColumnType::Int4 => "int32".into(),
         ColumnType::Int8 => "int64".into(),
         ColumnType::Oid => "uint32".into(),
+        ColumnType::UInt8 => "uint64".into(),
         ColumnType::Float4 => "float32".into(),
         ColumnType::Float8 => "float64".into(),
         ColumnType::Decimal { precision, scale } => format!("decimal({precision},{scale})"),
@@ -263,15 +308,13 @@ pub(super) fn match_columns(
     columns: &[CatalogColumn],
 ) -> std::result::Result<Vec<LakeColumn>, String> {
     let matched: Vec<LakeColumn> = layout
-        .columns
-        .iter()
+        .lake_columns()
         .enumerate()
-        .map(|(index, wanted)| {
-            let lower = wanted.name.to_lowercase();
+        .map(|(index, (name, attnum, column_type))| {
+            let lower = name.to_lowercase();
             let found = columns.iter().find(|column| column.parent.is_none() && column.name.to_lowercase() == lower);
-            let id = found.and_then(|found| field_id(&wanted.column_type, found, columns));
-            let key = layout.key.iter().position(|column| *column == index).and_then(|place| u16::try_from(place).ok());
-            id.map(|id| LakeColumn { attnum: wanted.attnum, key, id }).ok_or_else(|| wanted.name.clone())
+            let id = found.and_then(|found| field_id(column_type, found, columns));
+            id.map(|id| LakeColumn { attnum, key: layout.key_place(index), id }).ok_or_else(|| name.to_owned())
         })
         .collect::<std::result::Result<_, _>>()?;
     match columns.iter().filter(|column| column.parent.is_none()).count() == matched.len() {
@@ -345,14 +388,11 @@ impl Session {
     }
 }
 
-/// What `duckpipe_table.wanted` calls a fresh copy.
-pub(super) const RESYNC: &str = "resync";
-
 /// Columns of `duckpipe_table` in the order that [`TableRow`] is read in.
 const ROW: &str = "t.pipeline, t.source_oid, t.source_schema, t.source_table, t.target_schema, t.target_table, t.table_id, \
      t.generation, t.state, CASE WHEN t.state = 'streaming' THEN p.lsn ELSE t.lsn END AS applied, t.columns, t.rows_copied, \
      t.rows_applied, t.values_nulled, CAST(extract(epoch FROM t.last_commit_at) * 1000000 AS BIGINT) AS committed, t.error, t.slot, \
-     t.wanted";
+     t.wanted, t.selected_schema, t.selected_table";
 
 /// Rows of `duckpipe_table` that `condition` (on `t` and `p`) holds for.
 pub(super) fn read_rows(session: &Session, condition: &str) -> Result<Vec<TableRow>> {
@@ -363,11 +403,14 @@ pub(super) fn read_rows(session: &Session, condition: &str) -> Result<Vec<TableR
     );
     let rows = session.read(&sql, |row| {
         let texts = (row.get::<_, String>(8)?, row.get::<_, Option<String>>(9)?, row.get::<_, String>(10)?);
+        let wanted = row.get::<_, Option<String>>(17)?;
+        let selected = row.get::<_, Option<String>>(18)?.zip(row.get::<_, Option<String>>(19)?);
         let count = |index| row.get::<_, i64>(index).map(|count| count.max(0) as u64);
         let read = TableRow {
             pipeline: row.get(0)?,
             source_oid: row.get::<_, i64>(1)? as u32,
             source: TableName { schema: row.get(2)?, table: row.get(3)? },
+            selected: selected.map(|(schema, table)| TableName { schema, table }),
             target: TableName { schema: row.get(4)?, table: row.get(5)? },
             table_id: row.get(6)?,
             generation: row.get(7)?,
@@ -380,7 +423,8 @@ pub(super) fn read_rows(session: &Session, condition: &str) -> Result<Vec<TableR
             last_commit_at: row.get(14)?,
             error: row.get(15)?,
             slot: row.get(16)?,
-            resync: row.get::<_, Option<String>>(17)?.as_deref() == Some(RESYNC),
+            // What a later program may write there is not for this one.
+            wanted: Wanted::ALL.into_iter().find(|known| Some(known.name()) == wanted.as_deref()),
         };
         Ok((read, texts))
     })?;
@@ -465,7 +509,7 @@ impl Lake {
     /// copied afresh.
     pub async fn fail_table(&self, fence: &Fence, table_id: i64, error: &str, resync: bool) -> Result<()> {
         let (fence, error) = (fence.clone(), error.to_owned());
-        let wanted = if resync { literal(RESYNC) } else { "NULL".to_owned() };
+        let wanted = if resync { literal(Wanted::Resync.name()) } else { "NULL".to_owned() };
         self.run(move |session| {
             session.locked_transaction(|session| {
                 pipeline::held(session, &fence)?;
@@ -475,10 +519,12 @@ impl Lake {
                     "UPDATE {tables}.duckpipe_table SET \
                      lsn = CASE WHEN state = 'streaming' THEN \
                      (SELECT p.lsn FROM {tables}.duckpipe_pipeline p WHERE p.name = {pipeline}) ELSE lsn END, \
-                     state = '{}', error = {}, slot = NULL, wanted = {wanted} \
+                     state = '{}', error = {}, slot = NULL, \
+                     wanted = CASE WHEN wanted <> '{}' THEN wanted ELSE {wanted} END \
                      WHERE pipeline = {pipeline} AND table_id = {table_id}",
                     TableState::Errored,
-                    literal(&error)
+                    literal(&error),
+                    Wanted::Resync
                 ))
             })
         })

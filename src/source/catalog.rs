@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use tokio_postgres::Row;
 use tokio_postgres::types::Oid;
+use tokio_postgres::{Row, SimpleQueryMessage};
 
 use super::failure::from_client;
+use super::partitions::{self, Partition};
 use super::pattern::TablePattern;
+use super::row_filter;
 use super::session::Session;
 use super::table::{ArrayElement, PgType, PgTypeKind, ReplicaIdentity, SourceColumn, SourceTable, TableName};
 use crate::error::{Error, ErrorKind, Result};
@@ -14,25 +16,26 @@ use crate::error::{Error, ErrorKind, Result};
 /// Domains over domains over arrays over domains: as deep as this, and no deeper.
 const TYPE_DEPTH: usize = 32;
 
-/// The ordinary, logged tables that match one of the patterns (see [`TablePattern`]), sorted by name.
+/// The logged tables that match one of the patterns (see [`TablePattern`]), sorted by name: ordinary ones, and partitioned ones.
 ///
 /// Never system tables, nor `ducklake_*` and `duckpipe_*`; a pattern with `*` or `?` leaves out what belongs to an
-/// extension. A name without wildcards that names no such table is simply missing from the result.
+/// extension, and partitions, whose rows are their root's. A name without wildcards that names no such table is simply missing from
+/// the result.
 pub async fn list_tables(session: &Session, patterns: &[TablePattern]) -> Result<Vec<TableName>> {
     let query = "SELECT n.nspname, c.relname, EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass \
-                 AND d.objid = c.oid AND d.deptype = 'e') \
+                 AND d.objid = c.oid AND d.deptype = 'e') OR c.relispartition \
                  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-                 WHERE c.relkind = 'r' AND c.relpersistence = 'p' \
+                 WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p' \
                  AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' \
                  AND c.relname !~ '^(ducklake|duckpipe)_'";
     let rows = session.client().query(query, &[]).await.map_err(|e| from_client(e, "Listing the source's tables"))?;
     let mut tables = BTreeSet::new();
     for row in rows {
         let name = TableName { schema: row.get(0), table: row.get(1) };
-        let of_extension: bool = row.get(2);
+        let only_by_name: bool = row.get(2);
         let wanted = |pattern: &TablePattern| match pattern.exact() {
             Some(exact) => exact == name,
-            None => !of_extension && pattern.matches(&name),
+            None => !only_by_name && pattern.matches(&name),
         };
         if patterns.iter().any(wanted) {
             tables.insert(name);
@@ -42,55 +45,90 @@ pub async fn list_tables(session: &Session, patterns: &[TablePattern]) -> Result
 }
 
 /// A table with the columns that `publication` sends of it; without a publication, or where that does not exist yet,
-/// the columns that a plain one would send. `None` where there is no such ordinary table.
+/// the columns that a plain one would send. `None` where there is no such table, ordinary or partitioned.
 pub async fn describe_table(
     session: &Session,
     name: &TableName,
     publication: Option<&str>,
 ) -> Result<Option<SourceTable>> {
-    describe(session, name, publication, true).await
+    describe(session, Wanted::Name(name), publication, true).await
 }
 
-/// As [`describe_table`], but for the size, which is left at 0 pages: whoever measures a table waits for whoever has locked it.
-pub async fn describe_definition(
-    session: &Session,
-    name: &TableName,
-    publication: &str,
-) -> Result<Option<SourceTable>> {
-    describe(session, name, Some(publication), false).await
+/// As [`describe_table`], for a table whatever it is called now, and but for the size, which is left at 0 pages: whoever measures a table
+/// waits for whoever has locked it.
+pub async fn describe_definition(session: &Session, oid: Oid, publication: &str) -> Result<Option<SourceTable>> {
+    describe(session, Wanted::Oid(oid), Some(publication), false).await
 }
 
-/// A number for each of these tables that are there, which is another one once the table's name, its columns, its key or its replica
-/// identity are. It waits for no lock.
+/// What a table is called now; `None` where it is gone.
+pub async fn name_of(session: &Session, oid: Oid) -> Result<Option<TableName>> {
+    let query = "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+                 WHERE c.oid = $1 AND c.relkind IN ('r', 'p')";
+    let row = session.client().query_opt(query, &[&oid]).await;
+    let row = row.map_err(|error| from_client(error, "Reading a table's name"))?;
+    Ok(row.map(|row| TableName { schema: row.get(0), table: row.get(1) }))
+}
+
+/// Which table is described.
+enum Wanted<'a> {
+    Name(&'a TableName),
+    Oid(Oid),
+}
+
+/// A number for each of these tables that are there, which is another one once the table's name, its columns, its key, its replica
+/// identity, its row filters or its partitions are. A table that has become a partition of another one of these is none any more. It waits for no lock.
 pub async fn definition_marks(session: &Session, oids: &[Oid]) -> Result<hashbrown::HashMap<Oid, i64>> {
+    let partitions = format!(
+        "CASE WHEN c.relkind = 'p' THEN ({} SELECT string_agg(concat_ws(' ', t.oid, t.link, p.relfilenode), ',' ORDER BY t.oid) \
+         FROM tree t JOIN pg_class p ON p.oid = t.oid) END",
+        partitions::tree("c.oid")
+    );
     let query = "SELECT c.oid, hashtextextended(concat_ws(' ', n.nspname, c.relname, c.relreplident, \
                  (SELECT string_agg(concat_ws(' ', a.attnum, a.attname, a.atttypid, a.atttypmod), ',' ORDER BY a.attnum) \
                   FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), \
                  (SELECT string_agg(concat_ws(' ', i.indkey, i.indisprimary, i.indisreplident), ',' ORDER BY i.indexrelid) \
-                  FROM pg_index i WHERE i.indrelid = c.oid AND (i.indisprimary OR i.indisreplident))), 0) \
-                 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = ANY ($1)";
-    let rows = session.client().query(query, &[&oids]).await;
+                  FROM pg_index i WHERE i.indrelid = c.oid AND (i.indisprimary OR i.indisreplident))";
+    let filters = match session.major_version() {
+        ..15 => "NULL",
+        _ => {
+            "(SELECT string_agg(concat_ws(' ', r.prpubid, r.prqual::text), ',' ORDER BY r.oid) FROM pg_publication_rel r \
+              WHERE r.prrelid = c.oid)"
+        }
+    };
+    let from = "FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = ANY ($1) AND NOT (c.relispartition \
+                AND EXISTS (SELECT FROM pg_partition_ancestors(c.oid) a WHERE a.relid <> c.oid AND a.relid = ANY ($1)))";
+    let rows = session.client().query(&format!("{query}, {filters}, {partitions}), 0) {from}"), &[&oids]).await;
     let rows = rows.map_err(|error| from_client(error, "Looking at the tables' definitions"))?;
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
 async fn describe(
     session: &Session,
-    name: &TableName,
+    wanted: Wanted<'_>,
     publication: Option<&str>,
     measured: bool,
 ) -> Result<Option<SourceTable>> {
     const WHAT: &str = "Reading the table's definition";
-    let failed = |error| from_client(error, WHAT).context(name.to_string());
+    let called = match wanted {
+        Wanted::Name(name) => name.to_string(),
+        Wanted::Oid(oid) => format!("table {oid}"),
+    };
+    let failed = |error| from_client(error, WHAT).context(called.clone());
     let client = session.client();
     let query = "SELECT c.oid, c.relreplident::text, c.reltuples::int8, \
-                 CASE WHEN $3 THEN coalesce(pg_relation_size(c.oid) / current_setting('block_size')::int8, 0) ELSE 0 END, \
-                 c.relfilenode \
+                 CASE WHEN $1 THEN coalesce(pg_relation_size(c.oid) / current_setting('block_size')::int8, 0) ELSE 0 END, \
+                 c.relfilenode, c.relkind = 'p', n.nspname, c.relname \
                  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-                 WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind = 'r' AND c.relpersistence = 'p'";
-    let Some(row) = client.query_opt(query, &[&name.schema, &name.table, &measured]).await.map_err(failed)? else {
-        return Ok(None);
+                 WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p'";
+    let row = match wanted {
+        Wanted::Name(TableName { schema, table }) => {
+            let query = format!("{query} AND n.nspname = $2 AND c.relname = $3");
+            client.query_opt(&query, &[&measured, schema, table]).await
+        }
+        Wanted::Oid(oid) => client.query_opt(&format!("{query} AND c.oid = $2"), &[&measured, &oid]).await,
     };
+    let Some(row) = row.map_err(failed)? else { return Ok(None) };
+    let name = TableName { schema: row.get(6), table: row.get(7) };
     let oid: Oid = row.get(0);
     let replica_identity = match row.get::<_, &str>(1) {
         "d" => ReplicaIdentity::Default,
@@ -99,7 +137,15 @@ async fn describe(
         _ => ReplicaIdentity::Nothing,
     };
     let pages: i64 = row.get(3);
+    let partitions = match row.get(5) {
+        true => Some(partitions_of(session, oid, measured).await.map_err(|error| error.context(name.to_string()))?),
+        false => None,
+    };
 
+    let filter = match publication {
+        Some(publication) => row_filter::published(session, publication, oid).await?,
+        None => None,
+    };
     let columns = client.query(&columns_query(session.major_version()), &[&oid, &publication]).await.map_err(failed)?;
     let mut types = Types { session, rows: HashMap::new() };
     types.load(columns.iter().map(|row| row.get("atttypid")).collect()).await?;
@@ -123,14 +169,41 @@ async fn describe(
     };
     Ok(Some(SourceTable {
         oid,
-        name: name.clone(),
+        name,
         columns,
         replica_identity,
         key,
-        estimated_rows: row.get(2),
+        estimated_rows: match &partitions {
+            None => row.get(2),
+            Some(partitions) => {
+                partitions.iter().filter(|leaf| leaf.file_node != 0).map(|leaf| leaf.estimated_rows).sum()
+            }
+        },
         pages: u32::try_from(pages).unwrap_or(u32::MAX),
         file_node: row.get(4),
+        filter,
+        partitions,
     }))
+}
+
+/// The partitions of a partitioned table, as they are now.
+async fn partitions_of(session: &Session, oid: Oid, measured: bool) -> Result<Vec<Partition>> {
+    let answer = session.client().simple_query(&partitions::statement(oid, measured)).await;
+    let answer = answer.map_err(|error| from_client(error, "Reading the table's partitions"))?;
+    let rows = answer.iter().filter_map(|message| match message {
+        SimpleQueryMessage::Row(row) => Some(row),
+        _ => None,
+    });
+    rows.map(|row| partitions::partition(|column| row.get(column))).collect()
+}
+
+/// Those of these tables that are partitions of others of them, at any depth: (partition, ancestor).
+pub async fn nested(session: &Session, oids: &[Oid]) -> Result<Vec<(Oid, Oid)>> {
+    let query = "SELECT w.oid, a.relid::oid FROM unnest($1::oid[]) w (oid), pg_partition_ancestors(w.oid) a \
+                 WHERE a.relid <> w.oid AND a.relid = ANY ($1) ORDER BY 1, 2";
+    let rows = session.client().query(query, &[&oids]).await;
+    let rows = rows.map_err(|error| from_client(error, "Reading the tables' ancestors"))?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
 /// Column lists came with version 15, published generated columns with 18.
@@ -138,11 +211,17 @@ fn columns_query(major: u32) -> String {
     let list = if major >= 15 { "pr.prattrs::int2[]" } else { "NULL::int2[]" };
     // A publication that is yet to be made sends stored ones where it can.
     let (generated, unmade) = if major >= 18 { ("p.pubgencols::text", "'s'") } else { ("'n'", "'n'") };
+    // A partitioned table has no rows of its own that could be older than a column.
+    let of_partitions = format!(
+        "({} SELECT min((l.attmissingval::text::text[])[1]) FROM tree t JOIN pg_attribute l ON l.attrelid = t.oid \
+         AND l.attname = a.attname AND l.atthasmissing)",
+        partitions::tree("$1")
+    );
     format!(
         "SELECT a.attnum, a.attname, a.atttypid, a.atttypmod, a.attndims::int2 AS attndims, a.attnotnull, \
-         CASE WHEN a.atthasmissing THEN (a.attmissingval::text::text[])[1] END AS missing, \
+         CASE WHEN a.atthasmissing THEN (a.attmissingval::text::text[])[1] WHEN c.relkind = 'p' THEN {of_partitions} END AS missing, \
          format_type(a.atttypid, a.atttypmod) AS display \
-         FROM pg_attribute a \
+         FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid \
          LEFT JOIN (SELECT {list} AS list, {generated} AS generated FROM pg_publication p \
                     LEFT JOIN pg_publication_rel pr ON pr.prpubid = p.oid AND pr.prrelid = $1 \
                     WHERE p.pubname = $2) p ON true \

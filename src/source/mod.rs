@@ -9,10 +9,12 @@
 
 pub mod catalog;
 pub mod failure;
+pub mod partitions;
 pub mod pattern;
 pub mod preflight;
 pub mod publication;
 pub mod replication;
+pub mod row_filter;
 pub mod session;
 pub mod settings;
 pub mod slot;

@@ -21,6 +21,10 @@ struct Part {
 }
 
 impl Part {
+    fn any() -> Part {
+        Part { text: "*".into(), literal: false }
+    }
+
     fn is_pattern(&self) -> bool {
         !self.literal && self.text.contains(['*', '?'])
     }
@@ -31,6 +35,11 @@ impl Part {
 }
 
 impl TablePattern {
+    /// Every table that may be followed.
+    pub fn all() -> TablePattern {
+        TablePattern { schema: Part::any(), table: Part::any() }
+    }
+
     /// Reads `schema.table`. The error says what is wrong with the text.
     pub fn parse(text: &str) -> Result<TablePattern, String> {
         let (schema, rest) = part(text)?;

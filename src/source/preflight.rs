@@ -129,7 +129,7 @@ pub async fn table_access(session: &Session, tables: &[TableName]) -> Result<Vec
                  pg_has_role(c.relowner, 'USAGE'), pg_get_userbyid(c.relowner)::text, row_security_active(c.oid) \
                  FROM unnest($1::text[], $2::text[]) WITH ORDINALITY w (schema, name, place) \
                  JOIN pg_namespace n ON n.nspname = w.schema \
-                 JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.name AND c.relkind = 'r' ORDER BY w.place";
+                 JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.name AND c.relkind IN ('r', 'p') ORDER BY w.place";
     let rows = session.client().query(query, &[&schemas, &names]).await;
     let rows = rows.map_err(|error| from_client(error, "Examining the tables' privileges"))?;
     let access = |row: tokio_postgres::Row| TableAccess {

@@ -32,6 +32,22 @@ pub struct Publication {
     pub via_root: bool,
 }
 
+/// A table as a publication is to send it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sent {
+    /// The table.
+    pub name: TableName,
+    /// Which rows, as SQL; `None`: all.
+    pub filter: Option<String>,
+}
+
+impl Sent {
+    fn sql(&self) -> String {
+        let filter = self.filter.as_ref().map_or_else(String::new, |filter| format!(" WHERE ({filter})"));
+        format!("ONLY {}{filter}", sql::qualified(&self.name.schema, &self.name.table))
+    }
+}
+
 impl Publication {
     /// The kinds of change that it does not send: they would be missing from whatever follows it, without a word.
     pub fn unsent(&self) -> Vec<&'static str> {
@@ -81,13 +97,16 @@ pub async fn find(session: &Session, name: &str) -> Result<Option<Publication>> 
     }))
 }
 
-/// The statement that creates the publication, for a server of this version: from 18 on with stored generated columns, without which
-/// that refuses UPDATEs of a table that has some and REPLICA IDENTITY FULL.
-pub fn create_sql(major: u32, name: &str, tables: &[TableName]) -> String {
-    let tables: Vec<_> =
-        tables.iter().map(|table| format!("ONLY {}", sql::qualified(&table.schema, &table.table))).collect();
-    let generated = if major >= 18 { " WITH (publish_generated_columns = stored)" } else { "" };
-    format!("CREATE PUBLICATION {} FOR TABLE {}{generated}", sql::identifier(name), tables.join(", "))
+/// The statement that creates the publication, for a server of this version. Changes of partitions are sent as their root's. From 18
+/// on with stored generated columns, without which that refuses UPDATEs of a table that has some and REPLICA IDENTITY FULL.
+pub fn create_sql(major: u32, name: &str, tables: &[Sent]) -> String {
+    let tables: Vec<_> = tables.iter().map(Sent::sql).collect();
+    let generated = if major >= 18 { ", publish_generated_columns = stored" } else { "" };
+    format!(
+        "CREATE PUBLICATION {} FOR TABLE {} WITH (publish_via_partition_root = true{generated})",
+        sql::identifier(name),
+        tables.join(", ")
+    )
 }
 
 /// A generated column for whose sake the server would refuse UPDATEs of its table, once the publication sends that.
@@ -124,26 +143,55 @@ pub async fn unpublished(session: &Session, name: &str, tables: &[TableName]) ->
 }
 
 /// The statement that adds a table to the publication.
-pub fn add_sql(name: &str, table: &TableName) -> String {
-    format!(
-        "ALTER PUBLICATION {} ADD TABLE ONLY {}",
-        sql::identifier(name),
-        sql::qualified(&table.schema, &table.table)
-    )
+pub fn add_sql(name: &str, table: &Sent) -> String {
+    format!("ALTER PUBLICATION {} ADD TABLE {}", sql::identifier(name), table.sql())
+}
+
+/// The statements that have the publication send other rows of a table.
+pub fn change_sql(name: &str, table: &Sent) -> String {
+    let (publication, dropped) = (sql::identifier(name), sql::qualified(&table.name.schema, &table.name.table));
+    format!("ALTER PUBLICATION {publication} DROP TABLE {dropped}; {}", add_sql(name, table))
+}
+
+/// Has the publication send other rows of a table. Waits at most half a minute for another transaction's locks.
+pub async fn change_table(session: &Session, name: &str, table: &Sent) -> Result<()> {
+    alter(session, name, &change_sql(name, table)).await
+}
+
+/// The statement that has the publication send changes of partitions as their root's.
+pub fn via_root_sql(name: &str) -> String {
+    format!("ALTER PUBLICATION {} SET (publish_via_partition_root = true)", sql::identifier(name))
+}
+
+/// Has the publication send changes of partitions as their root's.
+pub async fn send_via_root(session: &Session, name: &str) -> Result<()> {
+    let sent = session.client().batch_execute(&via_root_sql(name)).await;
+    let remedy = || format!("let its owner run: {};", via_root_sql(name));
+    sent.map_err(|error| from_client(error, "Changing the publication").context(name.to_owned()).remedy(remedy()))
 }
 
 /// Adds a table to the publication. Waits at most half a minute for another transaction's locks.
-pub async fn add_table(session: &Session, name: &str, table: &TableName) -> Result<()> {
-    let statement = format!("BEGIN; SET LOCAL lock_timeout = '30s'; {}; COMMIT", add_sql(name, table));
-    let Err(error) = session.client().batch_execute(&statement).await else { return Ok(()) };
+pub async fn add_table(session: &Session, name: &str, table: &Sent) -> Result<()> {
+    alter(session, name, &add_sql(name, table)).await
+}
+
+async fn alter(session: &Session, name: &str, statements: &str) -> Result<()> {
+    let transaction = format!("BEGIN; SET LOCAL lock_timeout = '30s'; {statements}; COMMIT");
+    let Err(error) = session.client().batch_execute(&transaction).await else { return Ok(()) };
     // The failed transaction is still open in this session.
     let _ = session.client().batch_execute("ROLLBACK").await;
-    let remedy = format!("let its owner run: {};", add_sql(name, table));
-    Err(from_client(error, "Adding a table to the publication").context(name.to_owned()).remedy(remedy))
+    let remedy = format!("let its owner run: {statements};");
+    Err(from_client(error, "Changing the publication").context(name.to_owned()).remedy(remedy))
+}
+
+/// Takes a table out of the publication. Waits at most half a minute for another transaction's locks.
+pub async fn remove_table(session: &Session, name: &str, table: &TableName) -> Result<()> {
+    let table = sql::qualified(&table.schema, &table.table);
+    alter(session, name, &format!("ALTER PUBLICATION {} DROP TABLE {table}", sql::identifier(name))).await
 }
 
 /// Creates the publication. Waits at most half a minute for another transaction's locks.
-pub async fn create(session: &Session, name: &str, tables: &[TableName]) -> Result<()> {
+pub async fn create(session: &Session, name: &str, tables: &[Sent]) -> Result<()> {
     if tables.is_empty() {
         return Err(Error::new(ErrorKind::Config, "A publication needs at least one table"));
     }

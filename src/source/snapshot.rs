@@ -4,8 +4,9 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
+use super::partitions::{self, partition};
 use super::settings::SourceSettings;
-use super::table::SourceTable;
+use super::table::{Heap, SourceTable};
 use super::wire::{QueryError, Wire, text};
 use crate::error::{Error, ErrorKind, Result, ResultExt};
 use crate::sql;
@@ -38,6 +39,16 @@ impl SnapshotHolder {
     pub async fn check(&self) -> Result<()> {
         let alive = self.wire.lock().await.query("SELECT 1").await;
         alive.map(drop).map_err(|error| error.into_error("Keeping the snapshot"))
+    }
+
+    /// Has a table be made of the partitions that it had at the snapshot, measured now.
+    pub async fn settle(&self, table: &mut SourceTable) -> Result<()> {
+        const WHAT: &str = "Reading a table's partitions at the snapshot";
+        let Some(partitions) = &mut table.partitions else { return Ok(()) };
+        let rows = self.wire.lock().await.query(&partitions::statement(table.oid, true)).await;
+        let rows = rows.map_err(|error| error.into_error(WHAT))?;
+        *partitions = rows.iter().map(|row| partition(|column| text(row, column).ok())).collect::<Result<_>>()?;
+        Ok(())
     }
 
     /// Ends the transaction. Readers that have imported the snapshot go on.
@@ -77,27 +88,27 @@ impl SnapshotReader {
     }
 
     /// Copies columns of a table, or of a range of its pages, as COPY (FORMAT binary) sends them. Only the table's own
-    /// rows, not those of tables that inherit from it. The ranges need not lie within the table, and the one that ends
+    /// rows, not those of its partitions or of tables that inherit from it. The ranges need not lie within the table, and the one that ends
     /// at `u32::MAX` has no end.
     ///
     /// A stream that is dropped before its end leaves the reader unusable: open another.
     pub async fn copy(
         &mut self,
-        table: &SourceTable,
+        heap: &Heap,
         columns: &[CopyColumn],
         pages: Option<Range<u32>>,
     ) -> Result<CopyStream<'_>> {
-        let what = format!("Copying {}", table.name);
+        let what = format!("Copying {}", heap.name);
         if self.in_copy {
             return Err(Error::new(
                 ErrorKind::Internal,
                 format!("{what}: an earlier copy on this connection was not read to its end"),
             ));
         }
-        let statement = copy_sql(table, columns, pages);
+        let statement = copy_sql(heap, columns, pages);
         self.wire.begin_copy(&statement).await.map_err(|error| error.into_error(&what))?;
         self.in_copy = true;
-        Ok(CopyStream { reader: self, oid: table.oid, what })
+        Ok(CopyStream { reader: self, oid: heap.oid, what })
     }
 
     /// Whether a table that was read has the heap that it had at the snapshot. TRUNCATE and what rewrites a table do not follow
@@ -153,7 +164,7 @@ impl CopyStream<'_> {
     }
 }
 
-fn copy_sql(table: &SourceTable, columns: &[CopyColumn], pages: Option<Range<u32>>) -> String {
+fn copy_sql(heap: &Heap, columns: &[CopyColumn], pages: Option<Range<u32>>) -> String {
     let columns: Vec<_> = columns
         .iter()
         .map(|column| match column.cast {
@@ -162,13 +173,16 @@ fn copy_sql(table: &SourceTable, columns: &[CopyColumn], pages: Option<Range<u32
         })
         .collect();
     let range = match pages {
-        None => String::new(),
+        None => None,
         // Pages may have been added between the measure and the snapshot.
-        Some(Range { start, end: u32::MAX }) => format!(" WHERE ctid >= '({start},0)'"),
-        Some(Range { start, end }) => format!(" WHERE ctid >= '({start},0)' AND ctid < '({end},0)'"),
+        Some(Range { start, end: u32::MAX }) => Some(format!("ctid >= '({start},0)'")),
+        Some(Range { start, end }) => Some(format!("ctid >= '({start},0)' AND ctid < '({end},0)'")),
     };
-    let name = sql::qualified(&table.name.schema, &table.name.table);
-    format!("COPY (SELECT {} FROM ONLY {name}{range}) TO STDOUT (FORMAT binary)", columns.join(", "))
+    let filter = heap.filter.as_ref().map(|filter| format!("({filter})"));
+    let conditions: Vec<String> = range.into_iter().chain(filter).collect();
+    let condition = if conditions.is_empty() { String::new() } else { format!(" WHERE {}", conditions.join(" AND ")) };
+    let name = sql::qualified(&heap.name.schema, &heap.name.table);
+    format!("COPY (SELECT {} FROM ONLY {name}{condition}) TO STDOUT (FORMAT binary)", columns.join(", "))
 }
 
 async fn begin(settings: &SourceSettings, snapshot: &str) -> Result<Wire> {
@@ -188,28 +202,23 @@ async fn begin(settings: &SourceSettings, snapshot: &str) -> Result<Wire> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::source::table::{ReplicaIdentity, TableName};
+    use crate::source::table::TableName;
 
     #[test]
     fn the_statement() {
-        let table = SourceTable {
-            oid: 1,
-            name: TableName { schema: "s".into(), table: "a\"b".into() },
-            columns: Vec::new(),
-            replica_identity: ReplicaIdentity::Default,
-            key: Vec::new(),
-            estimated_rows: 0,
-            pages: 0,
-            file_node: 1,
-        };
+        let heap =
+            Heap { oid: 1, name: TableName { schema: "s".into(), table: "a\"b".into() }, pages: 0, filter: None };
         let columns =
             [CopyColumn { name: "x".into(), cast: None }, CopyColumn { name: "y z".into(), cast: Some("text[]") }];
         assert_eq!(
-            copy_sql(&table, &columns, Some(2..7)),
+            copy_sql(&heap, &columns, Some(2..7)),
             "COPY (SELECT \"x\", \"y z\"::text[] FROM ONLY \"s\".\"a\"\"b\" WHERE ctid >= '(2,0)' AND ctid < '(7,0)') \
              TO STDOUT (FORMAT binary)"
         );
-        assert!(copy_sql(&table, &columns[..1], Some(7..u32::MAX)).contains("WHERE ctid >= '(7,0)')"));
-        assert!(copy_sql(&table, &columns[..1], None).contains("FROM ONLY \"s\".\"a\"\"b\")"));
+        assert!(copy_sql(&heap, &columns[..1], Some(7..u32::MAX)).contains("WHERE ctid >= '(7,0)')"));
+        assert!(copy_sql(&heap, &columns[..1], None).contains("FROM ONLY \"s\".\"a\"\"b\")"));
+        let filtered = Heap { filter: Some("x OR y".into()), ..heap };
+        assert!(copy_sql(&filtered, &columns[..1], None).contains("b\" WHERE (x OR y))"));
+        assert!(copy_sql(&filtered, &columns[..1], Some(0..3)).contains("ctid < '(3,0)' AND (x OR y))"));
     }
 }

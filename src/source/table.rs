@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::partitions::Partition;
+
 /// A table of the source, with the columns that its publication sends, in `attnum` order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceTable {
@@ -23,8 +25,45 @@ pub struct SourceTable {
     /// The heap's size in pages of 8 KiB, measured, for cutting it into ctid ranges.
     #[serde(skip)]
     pub pages: u32,
-    /// `pg_class.relfilenode`: another one after all that writes the table anew (a change of type, VACUUM FULL, TRUNCATE).
+    /// `pg_class.relfilenode`: another one after all that writes the table anew (a change of type, VACUUM FULL, TRUNCATE). A
+    /// partitioned table has none: 0.
     pub file_node: u32,
+    /// Which rows the publication sends, as SQL; `None`: all. What it sends of others is as if they were not there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filter: Option<String>,
+    /// The tables that a partitioned one is made of, by name; `None`: an ordinary table.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partitions: Option<Vec<Partition>>,
+}
+
+/// A table whose rows lie in a file of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Heap {
+    /// `pg_class.oid`.
+    pub oid: u32,
+    /// The schema and the name.
+    pub name: TableName,
+    /// The size in pages of 8 KiB, as it was measured.
+    pub pages: u32,
+    /// Which rows are the table's, as SQL; `None`: all.
+    pub filter: Option<String>,
+}
+
+impl SourceTable {
+    /// Where its rows lie: in the table itself, or in those of its partitions that are not partitioned themselves.
+    pub fn heaps(&self) -> Vec<Heap> {
+        let Some(partitions) = &self.partitions else {
+            let (name, filter) = (self.name.clone(), self.filter.clone());
+            return vec![Heap { oid: self.oid, name, pages: self.pages, filter }];
+        };
+        let filter = &self.filter;
+        let leaves = partitions.iter().filter(|partition| partition.file_node != 0);
+        let heap = |leaf: &Partition| {
+            let (name, filter) = (leaf.name.clone(), filter.clone());
+            Heap { oid: leaf.oid, name, pages: leaf.pages, filter }
+        };
+        leaves.map(heap).collect()
+    }
 }
 
 /// A schema-qualified name, unquoted.

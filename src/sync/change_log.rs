@@ -1,6 +1,7 @@
 //! The changes of one table since its last flush, in commit order: in memory, or past the budget on local disk.
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use arrow::ipc::writer::StreamWriter;
 
 use crate::batch::change::{ChangeBatch, Op};
 use crate::error::{Because, Error, ErrorKind, Result};
+use crate::lsn::Lsn;
 
 /// The events of one table in the order in which the source committed them, numbered from 0.
 ///
@@ -27,8 +29,21 @@ pub struct ChangeLog {
     truncated: bool,
     /// Events that hold values that became NULL because their type could not hold them: event, number of values.
     nulled: Vec<(u64, u64)>,
+    /// The transactions of its events, where somebody wants to know.
+    transactions: Vec<Transaction>,
     /// Where more of it would go; what is there already says so itself.
     spill: Option<Arc<Spill>>,
+}
+
+/// A committed transaction of the source, and which events of a log are its.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transaction {
+    /// Their numbers.
+    pub events: Range<u64>,
+    /// The end of the transaction.
+    pub lsn: Lsn,
+    /// When it committed, µs since 1970.
+    pub commit_ts: i64,
 }
 
 /// What the key of each event of a segment and its operation are; the values of the other columns stay where they are.
@@ -121,7 +136,15 @@ struct Extent {
 impl ChangeLog {
     /// An empty log of a table whose key is made of these columns.
     pub fn new(key: Vec<usize>) -> Self {
-        ChangeLog { key, segments: Vec::new(), events: 0, truncated: false, nulled: Vec::new(), spill: None }
+        ChangeLog {
+            key,
+            segments: Vec::new(),
+            events: 0,
+            truncated: false,
+            nulled: Vec::new(),
+            transactions: Vec::new(),
+            spill: None,
+        }
     }
 
     /// Appends events.
@@ -152,6 +175,45 @@ impl ChangeLog {
     pub fn truncate(&mut self, committed: u64) {
         drop(self.split_off(committed));
         self.append_truncation(Xids::Committed);
+    }
+
+    /// Appends a TRUNCATE, and keeps what it removes.
+    pub fn append_truncate(&mut self) {
+        self.append_truncation(Xids::Committed);
+    }
+
+    /// The events since the last transaction, up to the `end`th, are this one's.
+    pub fn end_transaction(&mut self, end: u64, lsn: Lsn, commit_ts: i64) {
+        let start = self.transactions.last().map_or(0, |last| last.events.end);
+        if start < end {
+            self.transactions.push(Transaction { events: start..end, lsn, commit_ts });
+        }
+    }
+
+    /// The transactions from that of an event on.
+    pub fn transactions_from(&self, event: u64) -> impl Iterator<Item = &Transaction> {
+        let first = self.transactions.partition_point(|transaction| transaction.events.end <= event);
+        self.transactions[first..].iter()
+    }
+
+    /// The events between TRUNCATEs, which are none of them, each run with the number of its first event; the first run is what came
+    /// before all of them.
+    pub fn runs(&self) -> Vec<(u64, ChangeLog)> {
+        let mut runs = Vec::new();
+        let (mut rest, mut first) = (self.clone(), 0);
+        loop {
+            let at = rest.segments.iter().position(|segment| matches!(segment.place, Place::Truncation));
+            let before: usize =
+                rest.segments[..at.unwrap_or(rest.segments.len())].iter().map(|segment| segment.len).sum();
+            let mut later = rest.split_off(before as u64);
+            rest.truncated = first > 0;
+            runs.push((first, rest));
+            if at.is_none() {
+                return runs;
+            }
+            rest = later.split_off(1);
+            first += before as u64 + 1;
+        }
     }
 
     /// Appends a TRUNCATE of a subtransaction that [`ChangeLog::abort`] may take back.
@@ -302,6 +364,12 @@ impl ChangeLog {
         let mut rest = ChangeLog { spill: self.spill.clone(), ..ChangeLog::new(self.key.clone()) };
         let cut = self.nulled.partition_point(|(event, _)| *event < events);
         rest.nulled = self.nulled.split_off(cut).into_iter().map(|(event, values)| (event - events, values)).collect();
+        let cut = self.transactions.partition_point(|transaction| transaction.events.end <= events);
+        let later = self.transactions.split_off(cut).into_iter().map(|transaction| Transaction {
+            events: transaction.events.start.saturating_sub(events)..transaction.events.end - events,
+            ..transaction
+        });
+        rest.transactions = later.collect();
         let mut kept = Vec::new();
         let mut seen = 0u64;
         for segment in self.segments.drain(..) {

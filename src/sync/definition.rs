@@ -20,9 +20,9 @@ use crate::batch::value_of_text;
 use crate::config::{Config, selection_of};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lake::{Alteration, ColumnChange, FieldId, Lake, LakeColumn, LakeTable};
-use crate::source::catalog;
 use crate::source::session::Session;
-use crate::source::table::{PgType, SourceColumn, SourceTable};
+use crate::source::table::{PgType, SourceColumn, SourceTable, TableName};
+use crate::source::{catalog, partitions};
 
 /// How long a transaction may take from its commit record to being seen.
 const VISIBLE_WITHIN: Duration = Duration::from_secs(30);
@@ -40,7 +40,7 @@ pub struct Definitions<'a> {
 /// What a Relation message came to.
 pub enum Described {
     /// The table is what it was, as the source describes it now.
-    Same(RelationMap, SourceTable),
+    Same(RelationMap, Box<SourceTable>),
     /// It is another one from the next change on.
     Changed(Box<Changed>),
 }
@@ -73,12 +73,12 @@ impl Definitions<'_> {
             self.wait_until_visible(xid).await?;
         }
         let as_known = || RelationMap::new(&table.layout, known, relation);
-        let Some(now) = self.now(known).await? else { return Ok(Described::Same(as_known()?, known.clone())) };
+        let Some(now) = self.now(known).await? else { return Ok(Described::Same(as_known()?, known.clone().into())) };
         let source = history::at_message(known, &now, relation).map_err(|why| unclear(known, why))?;
         if is_same(&source, known) {
             // Where it changed since, that will be described in its turn.
-            let source = if is_same(&now, known) { now } else { known.clone() };
-            return Ok(Described::Same(as_known()?, source));
+            let source = if is_same(&now, known) { with_parts_of(now, known) } else { known.clone() };
+            return Ok(Described::Same(as_known()?, source.into()));
         }
         if xid.is_none() && !is_same(&source, &now) {
             return Err(unclear(known, "by a transaction that may yet be rolled back"));
@@ -98,7 +98,7 @@ impl Definitions<'_> {
         source: SourceTable,
         relation: Option<&Relation>,
     ) -> Result<Changed> {
-        let layout = match layout_of(self.config, &source) {
+        let layout = match layout_of(self.config, &table.selected, &source) {
             Some(layout) => layout.map_err(|error| unclear(known, &error.to_string()))?,
             None => return Err(unclear(known, "[[tables]] names it no longer")),
         };
@@ -115,10 +115,13 @@ impl Definitions<'_> {
             shown: table.lake.shown.clone().into_iter().chain(shown).collect(),
             ..table.lake.clone()
         };
-        let alteration = (!changed.changes.is_empty()).then_some(Alteration { changes: changed.changes, columns });
+        let alteration =
+            (!changed.changes.is_empty()).then_some(Alteration { changes: changed.changes, columns, name: None });
         let progress = Arc::clone(&table.progress);
-        let table = SyncTable { oid: table.oid, layout: Arc::new(layout), lake, progress };
-        Ok(Changed { source, table, relation, alteration })
+        let selected = table.selected.clone();
+        let partitioned = source.partitions.is_some();
+        let table = SyncTable { oid: table.oid, selected, partitioned, layout: Arc::new(layout), lake, progress };
+        Ok(Changed { source: with_parts_of(source, known), table, relation, alteration })
     }
 
     /// A table that a transaction described as it was known is that still, or has changed since then.
@@ -159,8 +162,7 @@ impl Definitions<'_> {
     /// Kind `Transient` where the source does not answer.
     pub async fn now(&self, known: &SourceTable) -> Result<Option<SourceTable>> {
         let publication = &self.config.source.publication;
-        let found = catalog::describe_definition(self.session, &known.name, publication).await?;
-        Ok(found.filter(|found| found.oid == known.oid))
+        catalog::describe_definition(self.session, known.oid, publication).await
     }
 }
 
@@ -170,23 +172,31 @@ fn sent(column: &SourceColumn) -> RelationColumn {
     RelationColumn { key: false, name: column.name.clone(), type_oid: oid, typmod }
 }
 
-/// A table's way into the lake as the configuration wants it; `None`: it is not named there.
-pub fn layout_of(config: &Config, source: &SourceTable) -> Option<Result<TableLayout>> {
-    let selected = selection_of(&config.tables, &source.name)?;
+/// A table's way into the lake as the configuration wants it, which selects it by this name; `None`: it is not named there.
+pub fn layout_of(config: &Config, selected: &TableName, source: &SourceTable) -> Option<Result<TableLayout>> {
+    let selected = selection_of(&config.tables(), selected)?;
     let forced = |column: &str| selected.text_columns.contains(column);
-    Some(mapping::layout(source, &selected.exclude_columns, forced))
+    let layout = mapping::layout(source, &selected.exclude_columns, forced);
+    Some(layout.map(|layout| TableLayout { mode: selected.mode, ..layout }))
 }
 
-/// Whether changes of the table are read alike: its columns, their types and its key are the same.
+/// Whether changes of the table are read alike: its columns, their types, its key and which of its rows are sent are the same.
 pub fn is_same(one: &SourceTable, other: &SourceTable) -> bool {
     let columns = |table: &SourceTable| {
         let columns = table.columns.iter();
         columns.map(|column| (column.attnum, column.name.clone(), column.pg_type.clone())).collect::<Vec<_>>()
     };
-    columns(one) == columns(other) && one.key == other.key && one.replica_identity == other.replica_identity
+    let others = |table: &SourceTable| (table.key.clone(), table.replica_identity, table.filter.clone());
+    columns(one) == columns(other) && others(one) == others(other)
 }
 
-fn unclear(table: &SourceTable, why: &str) -> Error {
+/// The table with the name and the partitions that are known: what became of these is judged when everything before that is in the lake.
+fn with_parts_of(table: SourceTable, known: &SourceTable) -> SourceTable {
+    SourceTable { name: known.name.clone(), partitions: known.partitions.clone(), ..table }
+}
+
+/// A table that only a fresh copy can follow.
+pub fn unclear(table: &SourceTable, why: &str) -> Error {
     Error::new(ErrorKind::Table, format!("the source's table {} changed: {why}", table.name))
         .remedy("what its rows are now can't be told from the WAL: copy the table anew by `duckpipe tables resync`")
         .mended_by_resync()
@@ -210,7 +220,11 @@ fn changes(
     next: i64,
 ) -> Result<Changes> {
     let unclear = |why: &str| unclear(known, why);
-    if source.file_node != known.file_node {
+    if source.filter != known.filter {
+        return Err(unclear("the publication sends other rows of it"));
+    }
+    let rewritten = partitions::written_anew(known.partitions.as_deref(), source.partitions.as_deref());
+    if source.file_node != known.file_node || rewritten {
         return Err(unclear("all its rows were written anew"));
     }
     let key = |layout: &TableLayout| layout.key.iter().map(|&index| layout.columns[index].attnum).collect::<Vec<_>>();
@@ -237,7 +251,7 @@ fn changes(
     }
     let mut next = next;
     for (index, new) in layout.columns.iter().enumerate() {
-        let place = layout.key.iter().position(|column| *column == index).and_then(|place| u16::try_from(place).ok());
+        let place = layout.key_place(index);
         let id = match before().find(|(old, _)| old.attnum == new.attnum) {
             Some((_, lake)) => lake.id.clone(),
             None if known.columns.iter().any(|old| old.attnum == new.attnum) => {
@@ -259,6 +273,8 @@ fn changes(
         };
         result.columns.push(LakeColumn { attnum: new.attnum, key: place, id });
     }
+    // Those of changes stay as they are.
+    result.columns.extend(table.lake.columns.iter().skip(table.layout.columns.len()).cloned());
     Ok(result)
 }
 
@@ -316,7 +332,8 @@ mod tests {
             shown: std::collections::HashMap::new(),
             name: name.clone(),
         };
-        SyncTable { oid: source.oid, layout, lake, progress: Progress::new().table(&name, &name) }
+        let progress = Progress::new().table(&name, &name);
+        SyncTable { oid: source.oid, selected: name, partitioned: false, layout, lake, progress }
     }
 
     fn from_to(before: &SourceTable, after: &SourceTable) -> Result<Changes> {

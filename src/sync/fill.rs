@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, BinaryArray, BooleanArray, RecordBatch, UInt64Array};
-use arrow::datatypes::Schema;
+use arrow::array::{Array, ArrayRef, AsArray, BinaryArray, BooleanArray, RecordBatch, UInt8Array, UInt64Array};
+use arrow::datatypes::{Schema, UInt8Type};
 use duckpipe_storage::DataFileWriter;
 use hashbrown::HashMap;
 
@@ -12,6 +12,7 @@ use crate::lake::LiveFile;
 use crate::lake::lookup;
 use crate::lake::store::store_error;
 
+use super::appended;
 use super::change_log::{ChangeLog, is_unchanged};
 use super::flush::{LakeRows, SyncTable};
 use super::net_change::{NetChange, Origin, trace};
@@ -21,6 +22,8 @@ use super::pipeline::Pipeline;
 pub struct Fill<'a> {
     pipeline: &'a Pipeline,
     table: &'a SyncTable,
+    /// Where changes are written: the whole log, and the number in it of this log's first event.
+    changes: Option<(&'a ChangeLog, u64)>,
     log: &'a ChangeLog,
     net: &'a NetChange,
     files: &'a [LiveFile],
@@ -39,14 +42,14 @@ impl<'a> Fill<'a> {
     /// For the rows of `log`.
     pub fn new(
         pipeline: &'a Pipeline,
-        table: &'a SyncTable,
+        (table, changes): (&'a SyncTable, Option<(&'a ChangeLog, u64)>),
         log: &'a ChangeLog,
         net: &'a NetChange,
         files: &'a [LiveFile],
         lake_rows: &'a LakeRows,
     ) -> Self {
         let starts = log.segment_starts();
-        Fill { pipeline, table, log, net, files, lake_rows, starts, bitmaps: HashMap::new(), step: 64 }
+        Fill { pipeline, table, changes, log, net, files, lake_rows, starts, bitmaps: HashMap::new(), step: 64 }
     }
 
     /// Writes the rows of a segment that `mask` chooses, completed.
@@ -66,26 +69,46 @@ impl<'a> Fill<'a> {
         } else {
             arrow::compute::filter_record_batch(rows, mask).because(ErrorKind::Internal, mismatch)?
         };
+        let events: Vec<u64> = mask.values().set_indices().map(|i| first + i as u64).collect();
+        let ops = match self.changes {
+            Some(_) => Some(filtered(&self.log.keyed_events(segment)?.ops, mask)?),
+            None => None,
+        };
         let wanting = self.bitmap(segment)?.is_some();
         if !wanting {
-            return self.put(writer, &chosen).await;
+            return self.put(writer, &chosen, (&events, ops.as_ref())).await;
         }
-        let events: Vec<u64> = mask.values().set_indices().map(|i| first + i as u64).collect();
         let mut done = 0;
         while done < events.len() {
             let len = self.step.min(events.len() - done);
-            let complete = self.complete(&chosen.slice(done, len), &events[done..done + len]).await?;
+            let some = &events[done..done + len];
+            let complete = self.complete(&chosen.slice(done, len), some).await?;
             let bytes_per_row = complete.get_array_memory_size() / len.max(1);
             self.step = (self.pipeline.budget.resolve / bytes_per_row.max(64)).clamp(1, 8192);
-            self.put(writer, &complete).await?;
+            let ops = ops.as_ref().map(|ops| ops.slice(done, len));
+            self.put(writer, &complete, (some, ops.as_ref())).await?;
             done += len;
         }
         Ok(())
     }
 
-    async fn put(&self, writer: &mut DataFileWriter, rows: &RecordBatch) -> Result<()> {
+    /// Writes the rows of these events, with their operations where the lake's table tells of them.
+    async fn put(
+        &self,
+        writer: &mut DataFileWriter,
+        rows: &RecordBatch,
+        (events, ops): (&[u64], Option<&UInt8Array>),
+    ) -> Result<()> {
+        let told = match (self.changes, ops) {
+            (Some((whole, first)), Some(ops)) => {
+                let schema = self.table.lake.schema(&self.table.layout)?;
+                let events = events.iter().map(|event| first + event);
+                Some(appended::with_changes(whole, events, rows, ops, (self.table.layout.mode, &schema))?)
+            }
+            _ => None,
+        };
         writer
-            .write(rows)
+            .write(told.as_ref().unwrap_or(rows))
             .await
             .map_err(store_error(&format!("the files of {} can't be written", self.table.layout.table)))
     }
@@ -165,6 +188,11 @@ impl<'a> Fill<'a> {
         }
         Ok(self.bitmaps.get(&segment).and_then(Option::as_ref))
     }
+}
+
+fn filtered(ops: &UInt8Array, mask: &BooleanArray) -> Result<UInt8Array> {
+    let ops = arrow::compute::filter(ops, mask).because(ErrorKind::Internal, mismatch)?;
+    Ok(ops.as_primitive::<UInt8Type>().clone())
 }
 
 fn mismatch() -> String {

@@ -3,6 +3,7 @@
 //! Order of what is durable: the upload is recorded, the files are written, the catalog commits files and LSN together. Whoever
 //! dies in between leaves the lake as it was, and files that the next start removes.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
@@ -12,14 +13,15 @@ use futures::{FutureExt, StreamExt, TryFutureExt, TryStreamExt, stream};
 use hashbrown::HashMap;
 use roaring::RoaringTreemap;
 
-use crate::batch::layout::TableLayout;
+use crate::batch::layout::{Mode, TableLayout};
 use crate::error::{Because, Error, ErrorKind, Result};
 use crate::lake::lookup::{self, KeyColumns, RowPosition};
 use crate::lake::store::store_error;
 use crate::lake::{Alteration, Commit, DeleteCommit, LakeTable, LiveFile, TableCommit, TableState};
 use crate::lsn::Lsn;
-use crate::source::table::SourceTable;
+use crate::source::table::{SourceTable, TableName};
 
+use super::appended;
 use super::change_log::ChangeLog;
 use super::failpoint::failpoint;
 use super::fill::Fill;
@@ -31,6 +33,10 @@ use super::progress::TableProgress;
 pub struct SyncTable {
     /// `pg_class.oid` in the source.
     pub oid: u32,
+    /// The name by which the configuration selects it, whatever it is called now.
+    pub selected: TableName,
+    /// What is done to one of its partitions is told by no message: a change may be of a row that came with one.
+    pub partitioned: bool,
     /// The columns and the key.
     pub layout: Arc<TableLayout>,
     /// The table in the lake.
@@ -46,6 +52,16 @@ impl SyncTable {
             field_ids: self.layout.key.iter().map(|&i| self.lake.columns[i].id.column_id as i32).collect(),
             types: self.layout.key.iter().map(|&i| self.layout.columns[i].column_type.arrow()).collect(),
         }
+    }
+
+    /// The columns of a table of changes that order those of a key: the ids of `_lsn` and `_seq`.
+    fn order_columns(&self) -> Option<[i32; 2]> {
+        if self.layout.mode != Mode::History {
+            return None;
+        }
+        let of_changes = self.lake.columns.get(self.layout.columns.len()..)?;
+        let id = |at: usize| of_changes.get(at).map(|column| column.id.column_id as i32);
+        Some([id(1)?, id(2)?])
     }
 }
 
@@ -96,8 +112,42 @@ impl From<Error> for FlushError {
 struct Resolved<'a> {
     table: &'a Arc<SyncTable>,
     log: &'a ChangeLog,
-    net: NetChange,
+    runs: Vec<Run<'a>>,
     data: Vec<DataFile>,
+}
+
+/// Events of a log that are resolved together: all of them, or where each change is kept, those between two TRUNCATEs.
+struct Run<'a> {
+    /// The number of the first event in the whole log.
+    first: u64,
+    log: Cow<'a, ChangeLog>,
+    net: NetChange,
+}
+
+impl<'a> Resolved<'a> {
+    fn new(table: &'a Arc<SyncTable>, log: &'a ChangeLog, memory: usize) -> Result<Self> {
+        let runs = match table.layout.mode {
+            Mode::Mirror | Mode::SoftDelete => {
+                let net = net_change::resolve(log, &table.layout, memory)?;
+                vec![Run { first: 0, log: Cow::Borrowed(log), net }]
+            }
+            Mode::History => {
+                let owned = |appended::Run { first, log, net }| Run { first, log: Cow::Owned(log), net };
+                appended::resolve(log, &table.layout, memory)?.into_iter().map(owned).collect()
+            }
+        };
+        Ok(Resolved { table, log, runs, data: Vec::new() })
+    }
+
+    /// The run whose old rows are in the lake: there is none left after a TRUNCATE.
+    fn lookups(&self) -> Option<&Run<'a>> {
+        self.runs.first().filter(|run| !run.net.lookups.is_empty())
+    }
+
+    /// The number of rows that the source changed.
+    fn changes(&self) -> u64 {
+        self.runs.iter().map(|run| run.net.changes).sum()
+    }
 }
 
 /// Where the old rows of a table lie: per file (index into `files`) the positions, and the rows that unchanged values come from.
@@ -162,9 +212,8 @@ pub async fn flush(pipeline: &Pipeline, flush: &Flush) -> Result<(), FlushError>
     };
     let mut resolved = Vec::with_capacity(flush.logs.len());
     for (table, log) in &flush.logs {
-        let net =
-            tokio::task::block_in_place(|| net_change::resolve(log, &table.layout, memory)).map_err(blame(table))?;
-        resolved.push(Resolved { table, log, net, data: Vec::new() });
+        let found = tokio::task::block_in_place(|| Resolved::new(table, log, memory));
+        resolved.push(found.map_err(blame(table))?);
     }
     let mut base = live_files(pipeline, &resolved).await?;
     let mut located = locate_all(pipeline, flush, &resolved, &mut base).await?;
@@ -195,7 +244,7 @@ pub async fn flush(pipeline: &Pipeline, flush: &Flush) -> Result<(), FlushError>
                 // Without rows in the lake there is nothing to remove, and no snapshot to make for it.
                 replace: r.log.is_truncated() && base.with_rows.contains(&r.table.lake.table_id),
                 rows_copied: 0,
-                rows_applied: r.net.changes,
+                rows_applied: r.changes(),
                 values_nulled: r.log.nulled(),
                 state: flush.state,
                 lsn: None,
@@ -213,7 +262,7 @@ pub async fn flush(pipeline: &Pipeline, flush: &Flush) -> Result<(), FlushError>
         match pipeline.lake.commit(&pipeline.fence, &commit).await {
             Ok(_) => {
                 for r in &resolved {
-                    r.table.progress.add_rows_applied(r.net.changes);
+                    r.table.progress.add_rows_applied(r.changes());
                     r.table.progress.add_nulled(r.log.nulled());
                     r.table.progress.committed();
                 }
@@ -263,7 +312,7 @@ struct Base {
 async fn live_files(pipeline: &Pipeline, resolved: &[Resolved<'_>]) -> Result<Base> {
     let tables: Vec<(i64, Vec<i64>)> = resolved
         .iter()
-        .filter(|r| !r.net.lookups.is_empty())
+        .filter(|r| r.lookups().is_some())
         .map(|r| (r.table.lake.table_id, r.table.lake.key_ids(&r.table.layout)))
         .collect();
     let live = pipeline.lake.live_files(&tables).await?;
@@ -301,18 +350,16 @@ async fn locate(
     rows_of_a_key: RowsOfAKey,
 ) -> Result<Located> {
     let key = r.table.key_columns();
-    let origins = LakeRows::new(r.net.origins.lookups());
-    let mut located = Located { files, positions: BTreeMap::new(), origins };
+    let mut located = Located { files, positions: BTreeMap::new(), origins: LakeRows::default() };
+    let Some(run) = r.lookups() else { return Ok(located) };
+    located.origins = LakeRows::new(run.net.origins.lookups());
     let chunk_rows = (pipeline.budget.resolve / LOOKUP_OVERHEAD).max(1024);
     let mut chunk: Vec<RecordBatch> = Vec::new();
     let mut events: Vec<u64> = Vec::new();
-    if r.net.lookups.is_empty() {
-        return Ok(located);
-    }
-    let starts = r.log.segment_starts();
+    let starts = run.log.segment_starts();
     for (segment, first) in starts.iter().copied().enumerate() {
-        let keys = r.log.keyed_events(segment)?.keys;
-        let mask = net_change::mask(&r.net.lookups, first, keys.num_rows());
+        let keys = run.log.keyed_events(segment)?.keys;
+        let mask = net_change::mask(&run.net.lookups, first, keys.num_rows());
         if mask.true_count() > 0 {
             events.extend(mask.values().set_indices().map(|i| first + i as u64));
             chunk.push(
@@ -331,12 +378,23 @@ async fn locate(
                 }
                 continue;
             }
-            let found = lookup::locate(&pipeline.store, &located.files, &key, &keys).await?;
+            let found = match r.table.order_columns() {
+                None if r.table.layout.keyless => {
+                    lookup::locate_equal(&pipeline.store, &located.files, &key, &keys, &located.positions).await?
+                }
+                None => lookup::locate(&pipeline.store, &located.files, &key, &keys).await?,
+                Some(order) => lookup::locate_newest(&pipeline.store, &located.files, &key, &keys, order).await?,
+            };
             for (row, (event, position)) in events.drain(..).zip(found).enumerate() {
                 let Some(position) = position else {
+                    if run.net.optional.contains(event) {
+                        continue;
+                    }
                     return Err(missing(r.table, &keys, row));
                 };
-                located.positions.entry(position.file).or_default().insert(position.position);
+                if r.table.layout.mode != Mode::History {
+                    located.positions.entry(position.file).or_default().insert(position.position);
+                }
                 located.origins.push(event, position)?;
             }
         }
@@ -347,11 +405,15 @@ async fn locate(
 fn missing(table: &SyncTable, keys: &RecordBatch, row: usize) -> Error {
     let key = arrow::util::pretty::pretty_format_batches(&[keys.slice(row, 1)])
         .map_or_else(|_| "?".to_owned(), |text| text.to_string().lines().nth(3).unwrap_or("?").trim().to_owned());
-    Error::new(
-        ErrorKind::Table,
-        format!("{}: the source changed the row with key {key}, which the lake does not hold", table.layout.table),
-    )
-    .remedy("something else changed the lake's table; take a fresh copy: `duckpipe tables resync`")
+    let what =
+        format!("{}: the source changed the row with key {key}, which the lake does not hold", table.layout.table);
+    let error = Error::new(ErrorKind::Table, what);
+    match table.partitioned {
+        true => {
+            error.remedy("a partition was attached: take a fresh copy, `duckpipe tables resync`").mended_by_resync()
+        }
+        false => error.remedy("something else changed the lake's table; take a fresh copy: `duckpipe tables resync`"),
+    }
 }
 
 /// Writes the rows that stay.
@@ -361,27 +423,35 @@ async fn write_images(
     located: &Located,
     at_once: usize,
 ) -> Result<Vec<DataFile>> {
-    if r.net.winners.is_empty() {
+    if r.runs.len() == 1 && r.runs.iter().all(|run| run.net.winners.is_empty()) {
         return Ok(Vec::new());
     }
     let table = r.table;
+    let schema = table.lake.schema(&table.layout)?;
+    let unwritten = format!("the files of {} can't be written", table.layout.table);
     let mut writer = DataFileWriter::new(
         pipeline.store.clone(),
         pipeline.upload_log(),
         &table.lake.folder,
-        table.lake.schema(&table.layout)?,
+        Arc::clone(&schema),
         pipeline.budget.data_files(at_once),
     );
-    let mut fill = Fill::new(pipeline, table, r.log, &r.net, &located.files, &located.origins);
-    for (segment, first) in r.log.segment_starts().into_iter().enumerate() {
-        let rows = r.log.rows(segment)?;
-        let mask = net_change::mask(&r.net.winners, first, rows.num_rows());
-        if mask.true_count() == 0 {
-            continue;
+    for run in &r.runs {
+        if run.first > 0 {
+            let truncation = appended::truncation(r.log, run.first - 1, &schema)?;
+            writer.write(&truncation).await.map_err(store_error(&unwritten))?;
         }
-        fill.write(segment, first, &rows, &mask, &mut writer).await?;
+        let whole = (table.layout.mode != Mode::Mirror).then_some((r.log, run.first));
+        let mut fill = Fill::new(pipeline, (&**table, whole), &run.log, &run.net, &located.files, &located.origins);
+        for (segment, first) in run.log.segment_starts().into_iter().enumerate() {
+            let rows = run.log.rows(segment)?;
+            let mask = net_change::mask(&run.net.winners, first, rows.num_rows());
+            if mask.true_count() > 0 {
+                fill.write(segment, first, &rows, &mask, &mut writer).await?;
+            }
+        }
     }
-    writer.finish().await.map_err(store_error(&format!("the files of {} can't be written", table.layout.table)))
+    writer.finish().await.map_err(store_error(&unwritten))
 }
 
 /// Writes a delete file for each data file that loses rows: the union of what was deleted before and now.

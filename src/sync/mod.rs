@@ -5,17 +5,20 @@
 //!
 //! Start with [`run`]; then [`stream`] and [`flush`].
 
+pub mod appended;
 pub mod boundary;
-pub mod change_log;
+mod change_log;
 pub mod definition;
 pub use crate::failpoint;
 pub mod fill;
 pub mod flush;
 pub mod history;
 pub mod net_change;
+mod net_rows;
 pub mod pipeline;
 pub mod prepare;
 pub mod progress;
+mod renames;
 pub mod repair;
 mod run;
 pub mod snapshot;

@@ -6,10 +6,11 @@ use hashbrown::{HashMap, HashTable};
 use roaring::RoaringTreemap;
 
 use crate::batch::change::Op;
-use crate::batch::layout::TableLayout;
+use crate::batch::layout::{Mode, TableLayout};
 use crate::error::{Because, Error, ErrorKind, Result};
 
 use super::change_log::ChangeLog;
+use super::net_rows;
 
 /// The net change of a log. Events are named by their number in the log.
 #[derive(Debug, Default)]
@@ -19,6 +20,8 @@ pub struct NetChange {
     /// For each key that was in the lake before the log and is no more or has a new image: the first event with that
     /// key. Its old row must be found and deleted.
     pub lookups: RoaringTreemap,
+    /// Those of them whose key need not be in the lake: where deleted rows are kept, a new one may have an old one's key.
+    pub optional: RoaringTreemap,
     /// For each event with unchanged TOAST values: the image that they are unchanged from.
     pub origins: Origins,
     /// The number of rows that the source inserted, updated or deleted, but for those that a TRUNCATE removed afterwards.
@@ -103,8 +106,12 @@ struct Key {
     len: u32,
     /// The first event, where the key was in the lake before.
     lookup: Option<u64>,
-    /// The event with its present image; `None` once deleted.
+    /// The event with its present image; `None` once deleted, unless deleted rows are kept.
     image: Option<u64>,
+    /// The image is of a deleted row.
+    dead: bool,
+    /// The key was in the lake as a deleted row's, or not at all.
+    optional: bool,
 }
 
 /// Bytes that a key costs beside its own encoding, in the table and the arena.
@@ -118,10 +125,13 @@ const KEY_OVERHEAD: usize = 64;
 /// parted. Kind `Transient`, when the spill file can't be read.
 pub fn resolve(log: &ChangeLog, layout: &TableLayout, memory: usize) -> Result<NetChange> {
     let mut net = NetChange::default();
-    if log.inserts_only() {
+    if log.inserts_only() && layout.mode != Mode::SoftDelete {
         net.winners.insert_range(0..log.events());
         net.changes = log.events();
         return Ok(net);
+    }
+    if layout.keyless {
+        return net_rows::resolve(log, layout, memory);
     }
     let passes = (log.events() as usize * KEY_OVERHEAD).div_ceil(memory.max(1)).max(1);
     for pass in 0..passes {
@@ -138,6 +148,7 @@ fn resolve_part(log: &ChangeLog, layout: &TableLayout, part: u64, parts: u64, ne
     let hasher = RandomState::with_seeds(1, 2, 3, 4);
     let mut arena: Vec<u8> = Vec::new();
     let mut table: HashTable<Key> = HashTable::new();
+    let keeps_deleted = layout.mode == Mode::SoftDelete;
 
     for (segment, first) in log.segment_starts().into_iter().enumerate() {
         let events = log.keyed_events(segment)?;
@@ -151,6 +162,9 @@ fn resolve_part(log: &ChangeLog, layout: &TableLayout, part: u64, parts: u64, ne
             }
             let event = first + index as u64;
             let op = op_at(events.ops.value(index))?;
+            if op == Op::Before {
+                continue;
+            }
             let known = |key: &Key| &arena[key.start..key.start + key.len as usize] == bytes;
             let entry = match table.find_mut(hash, known) {
                 Some(entry) => entry,
@@ -164,17 +178,19 @@ fn resolve_part(log: &ChangeLog, layout: &TableLayout, part: u64, parts: u64, ne
                     let key = Key {
                         start,
                         len: bytes.len() as u32,
-                        lookup: was_in_lake.then_some(event),
+                        lookup: (was_in_lake || keeps_deleted && !log.is_truncated()).then_some(event),
                         // Stands for the image in the lake until the first event is applied below.
                         image: was_in_lake.then_some(event),
+                        dead: false,
+                        optional: !was_in_lake,
                     };
                     let rehash = |key: &Key| hasher.hash_one(&arena[key.start..key.start + key.len as usize]);
                     table.insert_unique(hash, key, rehash).into_mut()
                 }
             };
             net.changes += u64::from(op != Op::MoveOut);
-            let carries_image = matches!(op, Op::Insert | Op::Update | Op::MoveIn);
-            if matches!(op, Op::Insert | Op::MoveIn) == entry.image.is_some() {
+            let goes = matches!(op, Op::Delete | Op::MoveOut);
+            if matches!(op, Op::Insert | Op::MoveIn) == (entry.image.is_some() && !entry.dead) {
                 return Err(contradiction(layout, op));
             }
             let before = entry.image.map(|image| match entry.lookup {
@@ -182,29 +198,38 @@ fn resolve_part(log: &ChangeLog, layout: &TableLayout, part: u64, parts: u64, ne
                 _ => Before::Event(image),
             });
             match (op, before) {
-                (Op::Update, Some(before)) if events.unchanged(index).is_some() => net.origins.of_update(event, before),
+                (Op::Update | Op::Delete, Some(before)) if events.unchanged(index).is_some() => {
+                    net.origins.of_update(event, before);
+                }
                 // A MoveOut is directly followed by the MoveIn of the same row, which may lack values.
-                (Op::MoveOut, Some(before)) if index + 1 < rows.num_rows() && events.unchanged(index + 1).is_some() => {
-                    net.origins.of_move(event, before);
+                (Op::MoveOut, Some(before)) => {
+                    if events.unchanged(index).is_some() {
+                        net.origins.of_update(event, before);
+                    }
+                    if index + 1 < rows.num_rows() && events.unchanged(index + 1).is_some() {
+                        net.origins.of_move(event, before);
+                    }
                 }
                 _ => {}
             }
-            entry.image = carries_image.then_some(event);
+            entry.image = (!goes || keeps_deleted).then_some(event);
+            entry.dead = goes;
         }
     }
     for key in &table {
         net.winners.extend(key.image);
         net.lookups.extend(key.lookup);
+        net.optional.extend(key.lookup.filter(|_| key.optional));
     }
     Ok(())
 }
 
-fn op_at(code: u8) -> Result<Op> {
+pub(super) fn op_at(code: u8) -> Result<Op> {
     Op::from_u8(code)
         .ok_or_else(|| Error::new(ErrorKind::Internal, format!("a change log holds the unknown operation {code}")))
 }
 
-fn contradiction(layout: &TableLayout, op: Op) -> Error {
+pub(super) fn contradiction(layout: &TableLayout, op: Op) -> Error {
     let what = match op {
         Op::Insert | Op::MoveIn => "the source inserts a key that already exists",
         _ => "the source changes a key that it removed before",
@@ -283,6 +308,8 @@ mod tests {
             table: "public.t".into(),
             columns: vec![column("id", 1, ColumnType::Int8), column("big", 2, ColumnType::Text)],
             key: vec![0],
+            keyless: false,
+            mode: Default::default(),
         }
     }
 

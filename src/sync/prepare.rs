@@ -6,15 +6,15 @@ use crate::batch::layout::TableLayout;
 use crate::batch::mapping;
 use crate::config::{Config, SelectedTable, TableConfig, TablePattern, select, selection_of};
 use crate::error::{Error, ErrorKind, Result, ResultExt};
-use crate::lake::PipelineRow;
+use crate::lake::{PipelineRow, TableRow, TableState};
 use crate::lsn::Lsn;
-use crate::source::publication::Publication;
+use crate::source::publication::{Publication, Sent};
 use crate::source::replication::{Identity, ReplicationConnection};
 use crate::source::session::Session;
 use crate::source::settings::SourceSettings;
-use crate::source::table::{SourceTable, TableName};
-use crate::source::{catalog, preflight, publication, slot};
-use crate::sql::identifier;
+use crate::source::table::{ReplicaIdentity, SourceTable, TableName};
+use crate::source::{catalog, preflight, publication, row_filter, slot};
+use crate::sql::{identifier, qualified};
 
 /// The oldest server that duckpipe reads from.
 const OLDEST_VERSION: u32 = 140_000;
@@ -28,6 +28,15 @@ pub struct ChosenTable {
     pub target: TableName,
     /// Its columns on their way.
     pub layout: TableLayout,
+    /// Which of its rows the configuration wants, as the server prints it; `None`: all.
+    pub filter: Option<String>,
+}
+
+impl ChosenTable {
+    /// As a publication is to send it.
+    pub fn sent(&self) -> Sent {
+        Sent { name: self.source.name.clone(), filter: self.filter.clone() }
+    }
 }
 
 /// The tables of the configuration that can be followed, and why the others can't.
@@ -78,10 +87,10 @@ pub async fn check_server(session: &Session) -> Result<()> {
 /// # Errors
 /// Kind `Precondition` or `Config`, when no table matches, or when two would share one name in the lake.
 pub async fn choose_tables(session: &Session, config: &Config, publication: Option<&str>) -> Result<Chosen> {
-    let patterns: Vec<TablePattern> = config.tables.iter().map(|table| table.source.clone()).collect();
+    let patterns: Vec<TablePattern> = config.tables().iter().map(|table| table.source.clone()).collect();
     let found = catalog::list_tables(session, &patterns).await?;
     let is_there = |entry: &TableConfig| entry.source.exact().is_none_or(|name| found.contains(&name));
-    let (there, absent): (Vec<TableConfig>, Vec<TableConfig>) = config.tables.iter().cloned().partition(is_there);
+    let (there, absent): (Vec<TableConfig>, Vec<TableConfig>) = config.tables().iter().cloned().partition(is_there);
     let mut missing: Vec<Error> =
         absent.iter().filter_map(|entry| select(std::slice::from_ref(entry), &found).err()).collect();
     let selected = match select(&there, &found) {
@@ -102,8 +111,39 @@ pub async fn choose_tables(session: &Session, config: &Config, publication: Opti
         return Err(Error::new(ErrorKind::Precondition, "no table that matches [[tables]] has a key")
             .remedy("give the tables primary keys"));
     }
+    // The changes of both would come as the root's.
+    while let Some((partition, root)) = nested(session, &chosen).await? {
+        let root = chosen[root].source.name.clone();
+        let name = chosen.remove(partition).source.name;
+        missing.push(
+            Error::new(ErrorKind::Precondition, format!("{name} is a partition of {root}, and both are in [[tables]]"))
+                .remedy(format!("leave {name} out: its rows are among those of {root}")),
+        );
+    }
     check_access(session, config, &chosen).await?;
     Ok(Chosen { tables: chosen, missing })
+}
+
+/// A table must not be a partition of one that is followed: its changes come as that one's.
+///
+/// # Errors
+/// Kind `Table`, where it is.
+pub async fn refuse_partition(session: &Session, table: &SourceTable, rows: &[TableRow]) -> Result<()> {
+    let others = rows.iter().filter(|row| row.state != TableState::Dropped).map(|row| row.source_oid);
+    let oids: Vec<u32> = others.chain([table.oid]).collect();
+    let nested = catalog::nested(session, &oids).await?;
+    let Some((_, root)) = nested.into_iter().find(|(partition, _)| *partition == table.oid) else { return Ok(()) };
+    let root = rows.iter().find(|row| row.source_oid == root).map(|row| row.source.to_string()).unwrap_or_default();
+    Err(Error::new(ErrorKind::Table, format!("{} is a partition of {root}, which is followed", table.name))
+        .remedy(format!("leave {} out of [[tables]]: its rows are among those of {root}", table.name)))
+}
+
+/// A table that is a partition of another one: the places of both.
+async fn nested(session: &Session, chosen: &[ChosenTable]) -> Result<Option<(usize, usize)>> {
+    let oids: Vec<u32> = chosen.iter().map(|table| table.source.oid).collect();
+    let place = |oid| oids.iter().position(|known| *known == oid);
+    let first = catalog::nested(session, &oids).await?.into_iter().next();
+    Ok(first.and_then(|(partition, root)| Some((place(partition)?, place(root)?))))
 }
 
 /// One table of the configuration, as [`choose_tables`].
@@ -116,10 +156,32 @@ pub async fn choose_table(
     name: &TableName,
     publication: Option<&str>,
 ) -> Result<ChosenTable> {
-    let Some(selected) = selection_of(&config.tables, name) else {
+    let Some(selected) = selection_of(&config.tables(), name) else {
         return Err(Error::new(ErrorKind::Table, format!("{name} is not in [[tables]]")).remedy("name it there"));
     };
     let chosen = choose(session, &selected, publication).await?;
+    check_access(session, config, std::slice::from_ref(&chosen)).await?;
+    Ok(chosen)
+}
+
+/// A table that the lake knows, whatever it is called now, as [`choose_table`].
+///
+/// # Errors
+/// As [`choose_table`].
+pub async fn choose_known(
+    session: &Session,
+    config: &Config,
+    row: &TableRow,
+    publication: Option<&str>,
+) -> Result<ChosenTable> {
+    let Some(selected) = selection_of(&config.tables(), row.named()) else {
+        return Err(
+            Error::new(ErrorKind::Table, format!("{} is not in [[tables]]", row.named())).remedy("name it there")
+        );
+    };
+    let source = catalog::name_of(session, row.source_oid).await?.unwrap_or_else(|| row.source.clone());
+    let target = if selected.has_target { selected.target.clone() } else { row.target.clone() };
+    let chosen = choose(session, &SelectedTable { source, target, ..selected }, publication).await?;
     check_access(session, config, std::slice::from_ref(&chosen)).await?;
     Ok(chosen)
 }
@@ -130,16 +192,52 @@ async fn choose(session: &Session, table: &SelectedTable, publication: Option<&s
         return Err(Error::new(ErrorKind::Table, format!("{name} is not in the source"))
             .remedy("name in [[tables]] what the source has"));
     };
-    if source.key.is_empty() {
+    if source.key.is_empty() && source.replica_identity != ReplicaIdentity::Full {
         return Err(Error::new(ErrorKind::Table, format!("{name} has no primary key and no replica identity index"))
             .remedy(format!(
-                "give it one: ALTER TABLE {name} ADD PRIMARY KEY (…), or ALTER TABLE {name} REPLICA IDENTITY USING INDEX …"
+                "give it one: ALTER TABLE {name} ADD PRIMARY KEY (…), or ALTER TABLE {name} REPLICA IDENTITY USING INDEX …; without \
+                 any, ALTER TABLE {name} REPLICA IDENTITY FULL"
             )));
+    }
+    let mut partitions = source.partitions.iter().flatten();
+    if let Some(partition) = partitions.find(|partition| !partition.logged) {
+        let what = format!(
+            "the changes of {name}'s partition {} are not in the WAL: it is foreign, or unlogged",
+            partition.name
+        );
+        return Err(Error::new(ErrorKind::Table, what).remedy("detach it, or follow the other partitions one by one"));
     }
     let layout = mapping::layout(&source, &table.exclude_columns, |column| table.text_columns.contains(column))
         .context(|| name.to_string())?;
+    let layout = TableLayout { mode: table.mode, ..layout };
     refuse_collisions(&layout)?;
-    Ok(ChosenTable { source, target: table.target.clone(), layout })
+    let filter = match &table.filter {
+        Some(filter) => Some(filter_of(session, &source, filter).await?),
+        None => None,
+    };
+    Ok(ChosenTable { source, target: table.target.clone(), layout, filter })
+}
+
+/// A filter on a table as the server prints it.
+///
+/// # Errors
+/// Kind `Table`, where the server does not take it, or would refuse the table's UPDATEs for it.
+pub async fn filter_of(session: &Session, source: &SourceTable, filter: &str) -> Result<String> {
+    let understood = row_filter::understood(session, &source.name, filter).await?;
+    let is_sent = |attnum: &i16| source.key.iter().any(|&key| source.columns[key].attnum == *attnum);
+    let other = match source.replica_identity {
+        ReplicaIdentity::Full => None,
+        _ => understood.columns.iter().find(|attnum| !is_sent(attnum)),
+    };
+    let Some(other) = other else { return Ok(understood.text) };
+    let column = source.columns.iter().find(|column| column.attnum == *other);
+    let column = column.map_or_else(|| "a column".to_owned(), |column| format!("the column {:?}", column.name));
+    let what = format!(
+        "{} can't be filtered by {filter:?}: {column} is not in its replica identity, so the source would refuse its UPDATEs",
+        source.name
+    );
+    Err(Error::new(ErrorKind::Table, what)
+        .remedy(format!("ALTER TABLE {} REPLICA IDENTITY FULL; or filter by columns of the key", source.name)))
 }
 
 /// Every table's rows must be there to be read.
@@ -165,23 +263,25 @@ async fn check_access(session: &Session, config: &Config, chosen: &[ChosenTable]
 /// Names in a lake are case-insensitive.
 fn refuse_collisions(layout: &TableLayout) -> Result<()> {
     let mut columns: BTreeMap<String, &str> = BTreeMap::new();
-    for column in &layout.columns {
-        if let Some(other) = columns.insert(column.name.to_lowercase(), &column.name) {
-            return Err(Error::new(
-                ErrorKind::Config,
-                format!("{}: columns {other:?} and {:?} differ only in case", layout.table, column.name),
-            )
-            .remedy("names in the lake are case-insensitive: put one of them into `exclude_columns`"));
+    for (name, attnum, _) in layout.lake_columns() {
+        if let Some(other) = columns.insert(name.to_lowercase(), name) {
+            let what = match attnum < 0 {
+                true => format!("{}: the column {other:?} is called as one of duckpipe's own", layout.table),
+                false => format!("{}: columns {other:?} and {name:?} differ only in case", layout.table),
+            };
+            return Err(Error::new(ErrorKind::Config, what)
+                .remedy("names in the lake are case-insensitive: put one of them into `exclude_columns`"));
         }
     }
     Ok(())
 }
 
-/// The publication's tables must hold those of the configuration; where there is none, it must be possible to create it.
+/// The publication's tables must hold those of the configuration; where there is none, it must be possible to create it. One that is
+/// `owned` can be changed.
 ///
 /// # Errors
 /// Kind `Precondition`, with the SQL that its owner has to run.
-pub async fn check_publication(session: &Session, name: &str, tables: &[ChosenTable]) -> Result<bool> {
+pub async fn check_publication(session: &Session, name: &str, tables: &[ChosenTable], owned: bool) -> Result<bool> {
     let names: Vec<TableName> = tables.iter().map(|t| t.source.name.clone()).collect();
     let Some(found) = publication::find(session, name).await? else {
         if let Some(reason) = publication::may_create(session, &names).await? {
@@ -191,33 +291,81 @@ pub async fn check_publication(session: &Session, name: &str, tables: &[ChosenTa
             )
             .remedy(format!(
                 "let the owner of the tables run: {};",
-                publication::create_sql(session.major_version(), name, &names)
+                publication::create_sql(
+                    session.major_version(),
+                    name,
+                    &tables.iter().map(ChosenTable::sent).collect::<Vec<_>>()
+                )
             )));
         }
         check_generated(session, name, &names).await?;
         return Ok(false);
     };
+    check_via_root(&found, tables.iter().map(|table| &table.source))?;
     let missing: Vec<String> = names
         .iter()
-        .filter(|table| !found.all_tables && !found.tables.contains(table))
-        .map(|table| format!("{}.{}", crate::sql::identifier(&table.schema), crate::sql::identifier(&table.table)))
+        .filter(|table| !found.tables.contains(table))
+        .map(|table| qualified(&table.schema, &table.table))
         .collect();
     if !missing.is_empty() {
         let list = missing.join(", ");
-        return Err(Error::new(ErrorKind::Precondition, format!("the publication {name} lacks {list}")).remedy(
-            format!("let its owner run: ALTER PUBLICATION {} ADD TABLE {list};", crate::sql::identifier(name)),
-        ));
+        let remedy = match found.all_tables {
+            true => "a partition is published as its root: name that in [[tables]]".to_owned(),
+            false => format!("let its owner run: ALTER PUBLICATION {} ADD TABLE {list};", identifier(name)),
+        };
+        return Err(Error::new(ErrorKind::Precondition, format!("the publication {name} lacks {list}")).remedy(remedy));
     }
-    if let Some(filtered) = found.row_filters.first() {
-        return Err(Error::new(
-            ErrorKind::Precondition,
-            format!("the publication {name} filters the rows of {filtered}, which the first copy would not"),
-        )
-        .remedy("publish the table without WHERE, or take another publication"));
+    if !owned {
+        for table in tables {
+            check_filter(&found, table)?;
+        }
     }
     check_kinds(&found)?;
     check_generated(session, name, &names).await?;
     Ok(true)
+}
+
+/// The publication must send those rows of a table that the configuration wants.
+///
+/// # Errors
+/// Kind `Precondition`, with what is to be changed.
+pub fn check_filter(found: &Publication, table: &ChosenTable) -> Result<()> {
+    let name = &table.source.name;
+    let (what, remedy) = match (&table.source.filter, &table.filter) {
+        (sent, wanted) if sent == wanted => return Ok(()),
+        (Some(sent), None) => (
+            format!("the publication {} filters the rows of {name} by {sent}", found.name),
+            format!(
+                "say so, `where = {}` in [[tables]]; or publish the table without WHERE",
+                crate::sql::literal(sent)
+            ),
+        ),
+        (sent, Some(wanted)) => (
+            format!(
+                "the publication {} sends {} of {name}, not those by {wanted}",
+                found.name,
+                sent.as_deref().unwrap_or("all rows")
+            ),
+            format!("let its owner run: {};", publication::change_sql(&found.name, &table.sent())),
+        ),
+        (None, None) => return Ok(()),
+    };
+    Err(Error::new(ErrorKind::Precondition, what).remedy(remedy))
+}
+
+/// The changes of a partitioned table must come as its own.
+///
+/// # Errors
+/// Kind `Precondition`, with the SQL that the publication's owner has to run.
+pub fn check_via_root<'a>(found: &Publication, mut tables: impl Iterator<Item = &'a SourceTable>) -> Result<()> {
+    match tables.find(|table| table.partitions.is_some() && !found.via_root) {
+        None => Ok(()),
+        Some(table) => Err(Error::new(
+            ErrorKind::Precondition,
+            format!("the publication {} sends the changes of {} as those of its partitions", found.name, table.name),
+        )
+        .remedy(format!("let its owner run: {};", publication::via_root_sql(&found.name)))),
+    }
 }
 
 /// A publication must not keep the source from its own UPDATEs.

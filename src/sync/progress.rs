@@ -10,8 +10,8 @@ use crate::lsn::Lsn;
 use crate::source::table::TableName;
 
 fn state_from(value: u8) -> TableState {
-    use TableState::{Catchup, Dropped, Errored, Pending, Snapshot, Streaming};
-    [Pending, Snapshot, Catchup, Streaming, Errored, Dropped]
+    use TableState::{Catchup, Dropped, Errored, Paused, Pending, Snapshot, Streaming};
+    [Pending, Snapshot, Catchup, Streaming, Errored, Dropped, Paused]
         .into_iter()
         .find(|state| *state as u8 == value)
         .unwrap_or_default()
@@ -47,6 +47,35 @@ impl Progress {
         let table = Arc::new(TableProgress::new(source.clone(), target.clone()));
         tables.push(Arc::clone(&table));
         table
+    }
+
+    /// The table by another name, with what was counted so far.
+    pub fn rename(&self, table: &Arc<TableProgress>, source: &TableName, target: &TableName) -> Arc<TableProgress> {
+        let renamed = TableProgress::new(source.clone(), target.clone());
+        renamed.state.store(table.state.load(Relaxed), Relaxed);
+        renamed.total.store(table.total.load(Relaxed), Relaxed);
+        for (new, old) in [
+            (&renamed.copied, &table.copied),
+            (&renamed.applied_rows, &table.applied_rows),
+            (&renamed.nulled, &table.nulled),
+            (&renamed.applied, &table.applied),
+        ] {
+            new.store(old.load(Relaxed), Relaxed);
+        }
+        renamed.last_commit.store(table.last_commit.load(Relaxed), Relaxed);
+        let renamed = Arc::new(renamed);
+        let mut tables = lock(&self.tables);
+        tables.retain(|known| known.source != *source);
+        match tables.iter_mut().find(|known| Arc::ptr_eq(known, table)) {
+            Some(known) => *known = Arc::clone(&renamed),
+            None => tables.push(Arc::clone(&renamed)),
+        }
+        renamed
+    }
+
+    /// A table is none of the pipeline's any more.
+    pub fn forget(&self, source: &TableName) {
+        lock(&self.tables).retain(|table| table.source != *source);
     }
 
     /// All tables, in the order in which they were added.
@@ -195,7 +224,13 @@ impl TableProgress {
         self.state.store(TableState::Errored as u8, Relaxed);
     }
 
-    /// Why it is errored.
+    /// It stands still; `why`, where nobody asked for that.
+    pub fn pause(&self, why: Option<String>) {
+        *lock(&self.error) = why;
+        self.state.store(TableState::Paused as u8, Relaxed);
+    }
+
+    /// Why it is errored, or paused where nobody asked for that.
     pub fn error(&self) -> Option<String> {
         lock(&self.error).clone()
     }

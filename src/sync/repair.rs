@@ -51,16 +51,18 @@ pub async fn repair(config: &Config, lake: &Lake, store: &Store, repair: Repair)
     let Some(row) = row.filter(|row| row.lsn == Some(repair.lsn)) else { return Err(moved_on(repair.lsn)) };
     let session = Session::connect(&SourceSettings::parse(&config.source.url)?).await?;
     let published = publication::find(&session, &config.source.publication).await?;
-    let chosen = prepare::choose_tables(&session, config, published.as_ref().map(|p| p.name.as_str())).await?;
     let tables = lake.tables(&config.name).await?;
-    let known = tables.iter().find(|known| known.source_oid == repair.source_oid);
-    let chosen = chosen.tables.into_iter().find(|chosen| chosen.source.oid == repair.source_oid);
-    let (Some(known), Some(chosen)) = (known.filter(|known| known.follows()), chosen) else {
+    let known = tables.iter().find(|known| known.source_oid == repair.source_oid && known.follows());
+    let Some(known) = known else {
         return Err(Error::new(ErrorKind::Table, "the table to repair does not stream any more"));
     };
+    let published = published.as_ref().map(|published| published.name.as_str());
+    let chosen = prepare::choose_known(&session, config, known, published).await?;
     let progress = Progress::new();
     let table = SyncTable {
         oid: known.source_oid,
+        selected: known.named().clone(),
+        partitioned: chosen.source.partitions.is_some(),
         lake: lake.fitting_table(known, &chosen.layout).await?,
         progress: progress.table(&known.source, &known.target),
         layout: Arc::new(chosen.layout),

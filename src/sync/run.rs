@@ -10,6 +10,7 @@ mod connections;
 mod copies;
 mod gate;
 mod newcomers;
+mod wishes;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use duckpipe_storage::Store;
 use hashbrown::HashMap;
 use tokio::sync::{oneshot, watch};
 
-use crate::config::{Config, selection_of};
+use crate::config::{Config, Mode, SelectedTable, selection_of};
 use crate::error::{Because, Error, ErrorKind, Result};
 use crate::lake::{
     Fence, Lake, NewPipeline, NewTable, PipelineChange, PipelineRow, PipelineState, TableRow, TableState,
@@ -29,7 +30,7 @@ use crate::source::replication::{Identity, ReplicationConnection};
 use crate::source::session::Session;
 use crate::source::settings::SourceSettings;
 use crate::source::snapshot::SnapshotHolder;
-use crate::source::table::SourceTable;
+use crate::source::table::{SourceTable, TableName};
 use crate::source::{publication, slot};
 
 use super::boundary::Boundary;
@@ -194,8 +195,10 @@ fn show(progress: &Progress, known: &TableRow) -> Arc<TableProgress> {
     if let Some(lsn) = known.lsn {
         shown.applied(lsn);
     }
-    if let Some(error) = &known.error {
-        shown.fail(error);
+    match (&known.error, known.state) {
+        (why, TableState::Paused) => shown.pause(why.clone()),
+        (Some(error), _) => shown.fail(error),
+        (None, _) => {}
     }
     shown
 }
@@ -266,7 +269,8 @@ impl Runner<'_> {
         until: Option<Lsn>,
     ) -> Result<Option<Ready>> {
         let source = &self.config.source;
-        let exists = prepare::check_publication(&self.session, &source.publication, chosen).await?;
+        let owned = row.as_ref().is_some_and(|row| row.owns_publication);
+        let exists = prepare::check_publication(&self.session, &source.publication, chosen, owned).await?;
         let slot = slot::find(&self.session, &source.slot).await?;
         if row.is_none() && slot.is_some() {
             return Err(Error::new(
@@ -296,8 +300,13 @@ impl Runner<'_> {
         self.lake.set_state(&fence, PipelineState::Creating, &change).await?;
         failpoint("creating");
         if !exists {
-            let names: Vec<_> = chosen.iter().map(|t| t.source.name.clone()).collect();
-            publication::create(&self.session, &source.publication, &names).await?;
+            let sent: Vec<_> = chosen.iter().map(ChosenTable::sent).collect();
+            publication::create(&self.session, &source.publication, &sent).await?;
+        }
+        let published = self.published(&self.session).await?;
+        let mut filters = Vec::with_capacity(chosen.len());
+        for table in chosen {
+            filters.push(self.publish(&self.session, &published, table).await?);
         }
         if slot.is_some() {
             slot::drop(&self.session, &source.slot).await?;
@@ -313,7 +322,7 @@ impl Runner<'_> {
         self.lake.set_state(&fence, PipelineState::Snapshot, &change).await?;
 
         let mut tables = Vec::with_capacity(chosen.len());
-        for table in chosen {
+        for (table, filter) in chosen.iter().zip(filters) {
             let new = NewTable {
                 source_oid: table.source.oid,
                 source: table.source.name.clone(),
@@ -326,7 +335,13 @@ impl Runner<'_> {
             let progress = self.progress.table(&table.source.name, &table.target);
             progress.set_state(TableState::Snapshot);
             progress.set_rows_total_estimate(table.source.estimated_rows);
-            tables.push((Arc::new(SyncTable { oid: table.source.oid, layout, lake, progress }), table.source.clone()));
+            let selected = table.source.name.clone();
+            let partitioned = table.source.partitions.is_some();
+            let ready = SyncTable { oid: table.source.oid, selected, partitioned, layout, lake, progress };
+            tables.push((Arc::new(ready), SourceTable { filter, ..table.source.clone() }));
+        }
+        for (_, source) in &mut tables {
+            holder.settle(source).await?;
         }
         let pipeline = self.pipeline(fence);
         self.remove_orphans(&pipeline).await?;
@@ -368,6 +383,7 @@ impl Runner<'_> {
         }
         let pipeline = self.pipeline(fence);
         self.remove_orphans(&pipeline).await?;
+        self.let_go(&pipeline, None).await?;
         let rows = self.lake.tables(&row.name).await?;
         if rows.iter().all(|row| row.slot.is_none()) {
             // What joined the stream just before a process died left it behind.
@@ -383,7 +399,7 @@ impl Runner<'_> {
                 // It is copied beside the stream.
                 continue;
             }
-            if known.state == TableState::Dropped {
+            if matches!(known.state, TableState::Dropped | TableState::Paused) {
                 continue;
             }
             if known.state == TableState::Errored {
@@ -421,9 +437,13 @@ impl Runner<'_> {
     async fn rejoin(&self, known: &TableRow, recorded: Option<&SourceTable>, chosen: &[ChosenTable]) -> Result<Table> {
         let remedy = "copy everything anew: `duckpipe sync --resnapshot`";
         let there = chosen.iter().find(|table| table.source.oid == known.source_oid);
-        let Some(selected) = selection_of(&self.config.tables, &known.source) else { return Err(left_out(known)) };
-        let target = there.map_or(selected.target, |table| table.target.clone());
-        if target != known.target {
+        let Some(selected) = selection_of(&self.config.tables(), known.named()) else { return Err(left_out(known)) };
+        check_mode(known, selected.mode)?;
+        if let Some(table) = there.filter(|table| table.filter != table.source.filter) {
+            let what = format!("[[tables]] wants other rows of {} than the publication sends", table.source.name);
+            return Err(Error::new(ErrorKind::Table, what).remedy(remedy).mended_by_resync());
+        }
+        if let Some(target) = other_target(known, &selected) {
             return Err(Error::new(
                 ErrorKind::Table,
                 format!("{} is the lake's {}, but has the target {target} now", known.source, known.target),
@@ -433,23 +453,30 @@ impl Runner<'_> {
         let (source, layout) = match (there, recorded) {
             (Some(table), None) => (table.source.clone(), table.layout.clone()),
             (Some(table), Some(recorded)) if is_same(recorded, &table.source) => {
-                (table.source.clone(), table.layout.clone())
+                // How its partitions changed since is judged by the stream.
+                let partitions = recorded.partitions.clone();
+                let source = SourceTable { partitions, ..table.source.clone() };
+                (source, table.layout.clone())
             }
             // Changed since, or gone: the WAL may still tell of it as it was.
-            (there, Some(recorded)) => {
-                let name = there.map_or_else(|| known.source.clone(), |table| table.source.name.clone());
-                let source = SourceTable { name, ..recorded.clone() };
+            (_, Some(recorded)) => {
+                let source = recorded.clone();
                 // What the configuration says does not fit the table as it was: that is this table's trouble, not the others'.
                 let unfit = |error: Error| Error::new(ErrorKind::Table, error.to_string()).remedy(remedy);
-                let layout = layout_of(self.config, &source).unwrap_or_else(|| Err(left_out(known))).map_err(unfit)?;
+                let layout = layout_of(self.config, known.named(), &source)
+                    .unwrap_or_else(|| Err(left_out(known)))
+                    .map_err(unfit)?;
                 (source, layout)
             }
             (None, None) => return Err(left_out(known)),
         };
+        // Another name is followed by the stream.
+        let source = SourceTable { name: known.source.clone(), ..source };
         let lake = self.lake.fitting_table(known, &layout).await?;
         let layout = Arc::new(layout);
         let progress = self.progress.table(&known.source, &known.target);
-        Ok((Arc::new(SyncTable { oid: known.source_oid, layout, lake, progress }), source))
+        let (selected, partitioned) = (known.named().clone(), source.partitions.is_some());
+        Ok((Arc::new(SyncTable { oid: known.source_oid, selected, partitioned, layout, lake, progress }), source))
     }
 
     async fn stop_table(&self, pipeline: &Pipeline, row: &TableRow, error: &Error) -> Result<()> {
@@ -500,6 +527,35 @@ impl Runner<'_> {
         let errored_tables = rows.iter().filter(|row| row.state == TableState::Errored).count();
         Ok(Outcome { errored_tables })
     }
+}
+
+/// The lake's table that the configuration wants for a source's table, where that is another one. A table that was renamed may be called as
+/// before, or as now.
+fn other_target(row: &TableRow, selected: &SelectedTable) -> Option<TableName> {
+    let is_called = |name: &TableName| row.target == *name || row.target.table == name.table;
+    let fits = match selected.has_target {
+        true => row.target == selected.target,
+        false => is_called(&selected.target) || is_called(&row.source),
+    };
+    (!fits).then(|| selected.target.clone())
+}
+
+/// What a table holds can't be changed.
+fn check_mode(row: &TableRow, mode: Mode) -> Result<()> {
+    let is = Mode::of(row.columns.iter().map(|column| column.attnum));
+    if is == mode || row.columns.is_empty() {
+        return Ok(());
+    }
+    let what = format!(
+        "the lake's {} was made with mode = \"{}\", and [[tables]] says \"{}\"",
+        row.target,
+        is.name(),
+        mode.name()
+    );
+    Err(Error::new(ErrorKind::Table, what).remedy(format!(
+        "put the former mode back; or let go of the table, `duckpipe tables remove {}`, and add it with another target",
+        row.source
+    )))
 }
 
 fn left_out(row: &TableRow) -> Error {

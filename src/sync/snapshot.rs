@@ -2,14 +2,17 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use arrow::array::RecordBatch;
 use duckpipe_storage::{DataFile, DataFileWriter};
 use hashbrown::HashMap;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::batch::copy::CopyDecoder;
+use crate::batch::layout::Mode;
 use crate::batch::value_error::OnUnrepresentable;
 use crate::error::{Because, Error, ErrorKind, Result, ResultExt};
 use crate::lake::store::store_error;
@@ -17,8 +20,9 @@ use crate::lake::{Alteration, Commit, PipelineState, TableCommit, TableState};
 use crate::lsn::Lsn;
 use crate::source::settings::SourceSettings;
 use crate::source::snapshot::{CopyColumn, SnapshotHolder, SnapshotReader};
-use crate::source::table::SourceTable;
+use crate::source::table::{Heap, SourceTable};
 
+use super::appended;
 use super::failpoint::failpoint;
 use super::flush::SyncTable;
 use super::pipeline::Pipeline;
@@ -27,8 +31,12 @@ use super::stream::explain;
 /// A range of a table's heap for one worker.
 struct Job {
     table: Arc<SyncTable>,
-    source: Arc<SourceTable>,
+    heap: Arc<Heap>,
     pages: Option<Range<u32>>,
+    /// The number of the next row of a table that keeps all changes; 0 is what its copy begins with.
+    next_row: Arc<AtomicU64>,
+    /// It is the table's first.
+    begins: bool,
 }
 
 /// Heap pages (8 KiB) of a range: 128 MiB, so that a large table keeps all workers busy to its end.
@@ -72,6 +80,7 @@ pub async fn copy_all(
             snapshot: holder.snapshot().to_owned(),
             workers,
             on_unrepresentable: options.on_unrepresentable,
+            lsn: options.lsn,
             stop: stop.clone(),
         };
         running.spawn(worker.work(Arc::clone(&jobs)));
@@ -122,7 +131,8 @@ async fn commit(
                 definition: Some(source.clone()),
                 data: part.map(|p| p.files.clone()).unwrap_or_default(),
                 deletes: Vec::new(),
-                replace: true,
+                // What happened before is not forgotten by a table of changes.
+                replace: table.layout.mode != Mode::History,
                 rows_copied: part.map_or(0, |p| p.rows),
                 rows_applied: 0,
                 values_nulled: part.map_or(0, |p| p.nulled),
@@ -166,15 +176,26 @@ impl Copied {
 }
 
 fn jobs_of(table: &Arc<SyncTable>, source: &SourceTable) -> Vec<Job> {
-    let shared = Arc::new(source.clone());
-    let job = |pages| Job { table: Arc::clone(table), source: Arc::clone(&shared), pages };
-    if source.pages <= RANGE_PAGES * 3 / 2 {
-        return vec![job(None)];
+    let mut jobs = Vec::new();
+    let next_row = Arc::new(AtomicU64::new(1));
+    for heap in source.heaps().into_iter().map(Arc::new) {
+        let job = |pages| {
+            let next_row = Arc::clone(&next_row);
+            Job { table: Arc::clone(table), heap: Arc::clone(&heap), pages, next_row, begins: false }
+        };
+        if heap.pages <= RANGE_PAGES * 3 / 2 {
+            jobs.push(job(None));
+            continue;
+        }
+        let mut starts: Vec<u32> = (0..heap.pages).step_by(RANGE_PAGES as usize).collect();
+        // The last range is open: the heap may have grown since it was measured.
+        starts.push(u32::MAX);
+        jobs.extend(starts.windows(2).map(|w| job(Some(w[0]..w[1]))));
     }
-    let mut starts: Vec<u32> = (0..source.pages).step_by(RANGE_PAGES as usize).collect();
-    // The last range is open: the heap may have grown since it was measured.
-    starts.push(u32::MAX);
-    starts.windows(2).map(|w| job(Some(w[0]..w[1]))).collect()
+    if let Some(first) = jobs.first_mut() {
+        first.begins = true;
+    }
+    jobs
 }
 
 struct Worker {
@@ -183,6 +204,7 @@ struct Worker {
     snapshot: String,
     workers: usize,
     on_unrepresentable: OnUnrepresentable,
+    lsn: Lsn,
     stop: watch::Receiver<bool>,
 }
 
@@ -239,31 +261,45 @@ impl Worker {
             .iter()
             .map(|column| CopyColumn { name: column.name.clone(), cast: column.copy_cast() })
             .collect();
-        let mut stream = connection.copy(&job.source, &columns, job.pages.clone()).await?;
+        let mut stream = connection.copy(&job.heap, &columns, job.pages.clone()).await?;
         let mut decoder = CopyDecoder::new(Arc::clone(&table.layout), self.on_unrepresentable);
         let pipeline = &self.pipeline;
+        let schema = table.lake.schema(&table.layout)?;
         let mut writer = DataFileWriter::new(
             pipeline.store.clone(),
             pipeline.upload_log(),
             &table.lake.folder,
-            table.lake.schema(&table.layout)?,
+            Arc::clone(&schema),
             pipeline.budget.data_files(self.workers),
         );
         let unwritten = format!("the files of {} can't be written", table.layout.table);
         let mut rows = 0;
+        let history = table.layout.mode == Mode::History;
+        let numbered = |batch: RecordBatch| match table.layout.mode {
+            Mode::Mirror => Ok(batch),
+            Mode::SoftDelete => appended::live_rows_of_copy(&batch, &schema),
+            Mode::History => {
+                let first = job.next_row.fetch_add(batch.num_rows() as u64, Relaxed);
+                appended::rows_of_copy(&batch, (self.lsn, first), &schema)
+            }
+        };
+        if history && job.begins {
+            let start = appended::start_of_copy(self.lsn, &schema)?;
+            writer.write(&start).await.map_err(store_error(&unwritten))?;
+        }
         while let Some(chunk) = stream.next().await? {
             decoder.push(&chunk)?;
             if decoder.bytes() >= pipeline.budget.copy_batch || decoder.rows() >= 65_536 {
                 rows += decoder.rows() as u64;
                 table.progress.add_rows_copied(decoder.rows() as u64);
-                writer.write(&decoder.take()?).await.map_err(store_error(&unwritten))?;
+                writer.write(&numbered(decoder.take()?)?).await.map_err(store_error(&unwritten))?;
                 failpoint("copy");
             }
         }
         if decoder.rows() > 0 {
             rows += decoder.rows() as u64;
             table.progress.add_rows_copied(decoder.rows() as u64);
-            writer.write(&decoder.take()?).await.map_err(store_error(&unwritten))?;
+            writer.write(&numbered(decoder.take()?)?).await.map_err(store_error(&unwritten))?;
         }
         let nulled = decoder.nulled();
         table.progress.add_nulled(nulled);

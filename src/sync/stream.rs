@@ -10,6 +10,7 @@ mod flushing;
 mod streamed;
 mod unseen;
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,6 +19,7 @@ use hashbrown::HashMap;
 use tokio::sync::watch;
 
 use crate::batch::change::ChangeBuilder;
+use crate::batch::layout::Mode;
 use crate::batch::pgoutput::{self, Message};
 use crate::batch::relation::RelationMap;
 use crate::batch::value_error::OnUnrepresentable;
@@ -82,6 +84,8 @@ struct StreamTable {
     alteration: Option<Alteration>,
     /// They do so without a row that would need it.
     alone: bool,
+    /// The transactions that emptied a partitioned table since its partitions were last looked at.
+    truncations: HashSet<u32>,
     /// Why the table stands still, until the catalog knows.
     failed: Option<Failure>,
 }
@@ -114,7 +118,10 @@ impl StreamTable {
     /// The open transaction empties the table.
     fn truncate(&mut self) -> Result<()> {
         self.seal()?;
-        self.log.truncate(self.committed);
+        match self.table.layout.mode {
+            Mode::Mirror | Mode::SoftDelete => self.log.truncate(self.committed),
+            Mode::History => self.log.append_truncate(),
+        }
         Ok(())
     }
 
@@ -202,6 +209,7 @@ impl<'a> Stream<'a> {
                     cut: 0,
                     alteration: None,
                     alone: false,
+                    truncations: HashSet::new(),
                     failed: None,
                 };
                 (table.oid, stream)
@@ -426,6 +434,9 @@ impl<'a> Stream<'a> {
 
     fn truncate(&mut self, oid: u32, xid: u32) -> Result<()> {
         let Some(table) = self.tables.get_mut(&oid).filter(|table| table.failed.is_none()) else { return Ok(()) };
+        if table.source.partitions.is_some() {
+            table.truncations.insert(if self.streamed.in_block() { xid } else { self.xid });
+        }
         if self.streamed.in_block() {
             return self.streamed.truncate((oid, xid), table);
         }
@@ -500,6 +511,9 @@ impl<'a> Stream<'a> {
         for oid in self.touched.drain(..) {
             if let Some(table) = self.tables.get_mut(&oid) {
                 table.committed = table.events();
+                if table.table.layout.mode != Mode::Mirror {
+                    table.log.end_transaction(table.committed, end_lsn, commit_ts);
+                }
                 changed |= table.failed.is_none();
             }
         }

@@ -16,6 +16,7 @@ use super::row_hash::RowHasher;
 use super::source_rows::{self, SourceReads, SourceRows};
 use super::sums::{Hashing, Sums};
 use crate::batch::change::ChangeBatch;
+use crate::batch::layout::Mode;
 use crate::config::Config;
 use crate::error::{Because, Error, ErrorKind, Result};
 use crate::failpoint::failpoint;
@@ -24,6 +25,7 @@ use crate::lsn::Lsn;
 use crate::source::publication;
 use crate::source::session::Session;
 use crate::source::settings::SourceSettings;
+use crate::source::snapshot::SnapshotHolder;
 use crate::sync::prepare::{self, ChosenTable};
 use crate::sync::repair::Repair;
 
@@ -88,7 +90,7 @@ pub async fn compare(
             on_unrepresentable: config.sync.on_unrepresentable,
         };
         let mut report = Report { pipeline: config.name.clone(), lsn: Some(lsn), ..Report::default() };
-        comparison.tables(&session, &reads, point, &mut report).await?;
+        comparison.tables((&session, &holder), &reads, point, &mut report).await?;
         holder.check().await?;
         report.snapshot = comparison.snapshot;
         Ok(report)
@@ -121,28 +123,36 @@ struct Differing {
 impl Comparison<'_> {
     async fn tables(
         &mut self,
-        session: &Session,
+        (session, holder): (&Session, &SnapshotHolder),
         reads: &SourceReads,
         point: &dyn SyncPoint,
         report: &mut Report,
     ) -> Result<()> {
         let published = publication::find(session, &self.config.source.publication).await?;
-        let chosen = prepare::choose_tables(session, self.config, published.as_ref().map(|p| p.name.as_str())).await?;
+        let publication = published.as_ref().map(|published| published.name.as_str());
         let rows = super::wanted_tables(&self.lake, &self.config.name, self.options.table.as_deref()).await?;
         for row in rows {
+            let stands = matches!(row.state, TableState::Dropped | TableState::Paused);
             let mut table = TableReport {
                 source: row.source.to_string(),
                 target: row.target.to_string(),
-                errored: !row.follows() && row.state != TableState::Dropped,
+                errored: !row.follows() && !stands,
                 ..TableReport::default()
             };
             if row.state == TableState::Dropped {
                 table.left_out = Some("not compared: the source has dropped it".into());
-            } else if table.errored {
+            } else if !row.follows() {
                 let why = row.error.as_deref().unwrap_or(row.state.name());
                 table.left_out = Some(format!("not compared, it does not follow the pipeline: {why}"));
-            } else if let Some(chosen) = chosen.tables.iter().find(|chosen| chosen.source.oid == row.source_oid) {
-                match self.table_and_repair(&row, chosen, reads, point, (&mut table, report)).await {
+            } else if let Some(mut chosen) = self.choose(session, &row, publication).await? {
+                holder.settle(&mut chosen.source).await?;
+                if chosen.layout.mode == Mode::History {
+                    table.left_out =
+                        Some("not compared: it holds changes, not rows; --files looks at its files".into());
+                    report.tables.push(table);
+                    continue;
+                }
+                match self.table_and_repair(&row, &chosen, reads, point, (&mut table, report)).await {
                     // Its rows at the position can't be read any more, because it was truncated since.
                     Err(error) if error.kind() == ErrorKind::Table => {
                         table.left_out = Some(format!("not compared: {error}"));
@@ -159,6 +169,20 @@ impl Comparison<'_> {
         Ok(())
     }
 
+    /// The table as source and configuration have it; `None` where it is gone from one of them.
+    async fn choose(
+        &self,
+        session: &Session,
+        row: &TableRow,
+        publication: Option<&str>,
+    ) -> Result<Option<ChosenTable>> {
+        match prepare::choose_known(session, self.config, row, publication).await {
+            Ok(chosen) => Ok(Some(chosen).filter(|chosen| chosen.source.oid == row.source_oid)),
+            Err(error) if error.kind() == ErrorKind::Table => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Compares a table; where that is asked for, replaces what differs, and compares again.
     async fn table_and_repair(
         &mut self,
@@ -172,7 +196,9 @@ impl Comparison<'_> {
         let mut differing = self.table(row, chosen, reads, table, &mut findings).await?;
         let mut repaired = 0;
         for _ in 0..MOST_REPAIRS {
-            let Some(found) = differing.take().filter(|_| self.options.repair) else { break };
+            // Without a key there is nothing to replace a row by; and of a deleted row nothing is known but from the WAL.
+            let may_repair = self.options.repair && !chosen.layout.keyless && chosen.layout.mode == Mode::Mirror;
+            let Some(found) = differing.take().filter(|_| may_repair) else { break };
             let (keys, changes) = self.changes(row, chosen, reads, &found).await?;
             let (lake, snapshot) = point.repair(Repair { source_oid: row.source_oid, lsn: self.lsn, changes }).await?;
             std::mem::replace(&mut self.lake, lake).shutdown().await;
@@ -237,7 +263,10 @@ impl Comparison<'_> {
         let (files, mut found) = lake_rows::files_at(&registered, lake_table.table_id, &name, self.snapshot);
         findings.append(&mut found);
         report.files = Some(files.iter().map(|at| 1 + u64::from(at.delete.is_some())).sum());
-        let schema = lake_table.schema(&chosen.layout)?;
+        let mut schema = lake_table.schema(&chosen.layout)?;
+        if chosen.layout.mode == Mode::SoftDelete {
+            schema = lake_rows::without_deleted(&schema);
+        }
         let in_lake: i64 = files.iter().map(|at| at.file.rows).sum();
         let expected = chosen.source.estimated_rows.max(in_lake).max(0) as u64;
         let sampled = self.options.sample.map_or(1.0, |percent| percent / 100.0);
@@ -260,7 +289,18 @@ impl Comparison<'_> {
         if buckets.is_empty() {
             return Ok(None);
         }
-        sides.details(&hashing, &buckets, (in_source.rows(), in_lake.rows()), findings).await?;
+        if chosen.layout.keyless {
+            let detail = format!(
+                "the source has {} rows, the lake {}; {} of {} buckets of equal rows differ, and without a key no row can be told",
+                in_source.rows(),
+                in_lake.rows(),
+                buckets.len(),
+                hashing.buckets
+            );
+            findings.push(Finding::new(FindingKind::SumsDiffer, &name, detail));
+        } else {
+            sides.details(&hashing, &buckets, (in_source.rows(), in_lake.rows()), findings).await?;
+        }
         Ok(Some(Differing { hashing, buckets }))
     }
 }

@@ -64,6 +64,11 @@ pub async fn check_files(
         let dead = |at: &lake_rows::FileAt| at.delete.as_ref().map_or(0, |delete| delete.rows);
         checked.lake_rows = Some(files.iter().map(|at| (at.file.rows - dead(at)).max(0) as u64).sum());
         files.retain(|at| readable.contains(&at.file.data_file_id));
+        if row.columns.iter().all(|column| column.key.is_none()) {
+            // Changes have no key.
+            report.tables.push(checked);
+            continue;
+        }
         match key_schema(row, &chosen, lake).await? {
             Some(key) => {
                 progress.begin(format!("{name}: keys"), files.len() as u64);

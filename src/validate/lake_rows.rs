@@ -141,6 +141,15 @@ pub(super) fn unreadable(table: &str, path: &str, error: &Error) -> Finding {
     Finding::new(kind, table, error.to_string()).file(path)
 }
 
+/// In the metadata of a schema: a row of its last column, which no sink sees, is NULL where the row is none that was deleted.
+const KEEPS_DELETED: &str = "keeps deleted rows";
+
+/// The schema of a table that keeps deleted rows, of which only the others are read.
+pub(super) fn without_deleted(schema: &SchemaRef) -> SchemaRef {
+    let metadata = HashMap::from([(KEEPS_DELETED.to_owned(), String::new())]);
+    Arc::new(schema.as_ref().clone().with_metadata(metadata))
+}
+
 /// Puts the rows that a file shows at the snapshot into `sink`.
 pub(super) async fn read_file<S: RowSink>(
     store: &Store,
@@ -171,6 +180,7 @@ async fn read_data<S: RowSink>(
     let by_snapshot = registered.partial_max.is_some_and(|last| last > snapshot) && file.has_column(SNAPSHOT_ID);
     let wanted = if by_snapshot { with_snapshot_id(&schema) } else { Arc::clone(&schema) };
     let columns: Vec<usize> = (0..schema.fields().len()).collect();
+    let deleted = schema.metadata().contains_key(KEEPS_DELETED).then(|| schema.fields().len() - 1);
     let mut input = file.read(wanted, Rows::All)?;
     while let Some(rows) = input.try_next().await? {
         let mut shown: Vec<bool> =
@@ -182,6 +192,13 @@ async fn read_data<S: RowSink>(
                 *shown &= added.is_null(row) || added.value(row) <= snapshot;
             }
             batch = batch.project(&columns).because(ErrorKind::Internal, || "columns can't be taken".into())?;
+        }
+        if let Some(deleted) = deleted {
+            for (row, shown) in shown.iter_mut().enumerate() {
+                *shown &= batch.column(deleted).is_null(row);
+            }
+            batch =
+                batch.project(&columns[..deleted]).because(ErrorKind::Internal, || "columns can't be taken".into())?;
         }
         if shown.iter().any(|shown| !shown) {
             batch = filter_record_batch(&batch, &BooleanArray::from(shown))

@@ -15,7 +15,7 @@ use crate::batch::value_error::OnUnrepresentable;
 use crate::error::{Because, ErrorKind, Result};
 use crate::source::settings::SourceSettings;
 use crate::source::snapshot::{CopyColumn, SnapshotReader};
-use crate::source::table::SourceTable;
+use crate::source::table::{Heap, SourceTable};
 
 /// Heap pages (8 KiB) of a range: 32 MiB, so that no statement lasts long.
 const RANGE_PAGES: u32 = 4096;
@@ -35,40 +35,47 @@ pub(super) struct SourceReads {
     pub(super) on_unrepresentable: OnUnrepresentable,
 }
 
+/// Pages of a heap; `None`: all.
+type HeapRange = (Arc<Heap>, Option<Range<u32>>);
+
 /// One table of the source.
 #[derive(Clone, Debug)]
 pub(super) struct SourceRows {
-    pub(super) table: Arc<SourceTable>,
     pub(super) layout: Arc<TableLayout>,
-    ranges: Vec<Option<Range<u32>>>,
+    ranges: Vec<HeapRange>,
 }
 
 impl SourceRows {
     /// All rows, or those of about so many percent of the pages, chosen anew each time.
     pub(super) fn new(table: &SourceTable, layout: &TableLayout, sample: Option<f64>) -> SourceRows {
         let pages = if sample.is_some() { SAMPLE_PAGES } else { RANGE_PAGES };
-        let ranges = match table.pages <= pages {
-            true => vec![None],
-            false => {
-                let mut starts: Vec<u32> = (0..table.pages).step_by(pages as usize).collect();
-                // The last range is open: the heap may have grown since it was measured.
-                starts.push(u32::MAX);
-                let all: Vec<_> = starts.windows(2).map(|w| Some(w[0]..w[1])).collect();
-                match sample {
-                    None => all,
-                    Some(percent) => choose(all, percent),
-                }
-            }
-        };
-        SourceRows { table: Arc::new(table.clone()), layout: Arc::new(layout.clone()), ranges }
+        let mut ranges = Vec::new();
+        for heap in table.heaps().into_iter().map(Arc::new) {
+            let all = ranges_of(&heap, pages);
+            ranges.extend(match sample {
+                Some(percent) if all.len() > 1 => choose(all, percent),
+                _ => all,
+            });
+        }
+        SourceRows { layout: Arc::new(layout.clone()), ranges }
     }
 }
 
+fn ranges_of(heap: &Arc<Heap>, pages: u32) -> Vec<HeapRange> {
+    if heap.pages <= pages {
+        return vec![(Arc::clone(heap), None)];
+    }
+    let mut starts: Vec<u32> = (0..heap.pages).step_by(pages as usize).collect();
+    // The last range is open: the heap may have grown since it was measured.
+    starts.push(u32::MAX);
+    starts.windows(2).map(|w| (Arc::clone(heap), Some(w[0]..w[1]))).collect()
+}
+
 /// About so many percent of the ranges, one at least.
-fn choose(mut all: Vec<Option<Range<u32>>>, percent: f64) -> Vec<Option<Range<u32>>> {
+fn choose(mut all: Vec<HeapRange>, percent: f64) -> Vec<HeapRange> {
     let wanted = ((all.len() as f64 * percent / 100.0).round() as usize).clamp(1, all.len());
     let random = RandomState::new();
-    all.sort_by_cached_key(|range| random.hash_one(range));
+    all.sort_by_cached_key(|(_, range)| random.hash_one(range));
     all.truncate(wanted);
     all
 }
@@ -99,7 +106,7 @@ async fn read<S: RowSink>(
     reader: &mut SnapshotReader,
     reads: &SourceReads,
     rows: &SourceRows,
-    range: Option<Range<u32>>,
+    (heap, pages): HeapRange,
     sink: &mut S,
 ) -> Result<()> {
     let columns: Vec<CopyColumn> = rows
@@ -108,7 +115,7 @@ async fn read<S: RowSink>(
         .iter()
         .map(|column| CopyColumn { name: column.name.clone(), cast: column.copy_cast() })
         .collect();
-    let mut stream = reader.copy(&rows.table, &columns, range).await?;
+    let mut stream = reader.copy(&heap, &columns, pages).await?;
     let mut decoder = CopyDecoder::new(Arc::clone(&rows.layout), reads.on_unrepresentable);
     while let Some(chunk) = stream.next().await? {
         decoder.push(&chunk)?;
@@ -125,13 +132,20 @@ async fn read<S: RowSink>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::source::table::TableName;
 
     #[test]
     fn a_sample_is_about_as_large_as_asked_and_never_empty() {
-        let all: Vec<_> = (0..200u32).map(|i| Some(i..i + 1)).collect();
+        let heap = Arc::new(Heap {
+            oid: 1,
+            name: TableName { schema: "s".into(), table: "t".into() },
+            pages: 200,
+            filter: None,
+        });
+        let all = ranges_of(&heap, 1);
         assert_eq!(choose(all.clone(), 10.0).len(), 20);
         assert_eq!(choose(all.clone(), 0.01).len(), 1);
-        let whole: std::collections::HashSet<_> = choose(all, 100.0).into_iter().collect();
+        let whole: std::collections::HashSet<_> = choose(all, 100.0).into_iter().map(|(_, range)| range).collect();
         assert_eq!(whole.len(), 200);
     }
 }

@@ -6,7 +6,7 @@ use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, FixedSizeBinaryArray,
 use arrow::compute;
 use arrow::datatypes::{
     ArrowPrimitiveType, DataType, Date32Type, Decimal128Type, Field, Float32Type, Float64Type, Int16Type, Int32Type,
-    Int64Type, Time64MicrosecondType, TimeUnit, TimestampMicrosecondType, UInt32Type,
+    Int64Type, Time64MicrosecondType, TimeUnit, TimestampMicrosecondType, UInt32Type, UInt64Type,
 };
 
 use crate::error::{Result, StorageError};
@@ -96,6 +96,7 @@ impl Leaf {
             | DataType::Int32
             | DataType::Int64
             | DataType::UInt32
+            | DataType::UInt64
             | DataType::Float32
             | DataType::Float64
             | DataType::Decimal128(..)
@@ -169,6 +170,7 @@ fn extremes(array: &ArrayRef) -> Option<(ArrayRef, ArrayRef)> {
         DataType::Int32 => primitive::<Int32Type>(array),
         DataType::Int64 => primitive::<Int64Type>(array),
         DataType::UInt32 => primitive::<UInt32Type>(array),
+        DataType::UInt64 => primitive::<UInt64Type>(array),
         DataType::Float32 if !has_nan(array) => primitive::<Float32Type>(array),
         DataType::Float64 if !has_nan(array) => primitive::<Float64Type>(array),
         DataType::Decimal128(..) => primitive::<Decimal128Type>(array),

@@ -8,7 +8,7 @@ use std::fmt::Write;
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::{
     DataType, Date32Type, Decimal128Type, Float32Type, Float64Type, Int16Type, Int32Type, Int64Type,
-    Time64MicrosecondType, TimeUnit, TimestampMicrosecondType, UInt32Type,
+    Time64MicrosecondType, TimeUnit, TimestampMicrosecondType, UInt32Type, UInt64Type,
 };
 
 const MICROS_PER_SECOND: i64 = 1_000_000;
@@ -25,6 +25,7 @@ pub fn value_text(array: &dyn Array, row: usize) -> Option<String> {
         DataType::Int32 => Some(array.as_primitive::<Int32Type>().value(row).to_string()),
         DataType::Int64 => Some(array.as_primitive::<Int64Type>().value(row).to_string()),
         DataType::UInt32 => Some(array.as_primitive::<UInt32Type>().value(row).to_string()),
+        DataType::UInt64 => Some(array.as_primitive::<UInt64Type>().value(row).to_string()),
         DataType::Float32 => float32(array.as_primitive::<Float32Type>().value(row)),
         DataType::Float64 => float64(array.as_primitive::<Float64Type>().value(row)),
         DataType::Decimal128(precision, scale) => {

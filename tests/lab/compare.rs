@@ -66,9 +66,13 @@ impl Comparison {
         let join = |parts: &[String]| parts.join(&format!(" || {COLUMN} || "));
         // Without a key the whole row stands for it.
         let key = |key: &[String], all: &[String]| if key.is_empty() { join(all) } else { join(key) };
+        let quoted = source.replace('\'', "''").replace('.', "\".\"");
+        let kind = client.text(&format!("SELECT relkind::text FROM pg_class WHERE oid = '\"{quoted}\"'::regclass"));
         Comparison {
             source_from: format!(
-                "ONLY {}",
+                "{}{}",
+                // A partitioned table has its rows in its partitions.
+                if kind == "p" { "" } else { "ONLY " },
                 source.split('.').map(|part| format!("\"{part}\"")).collect::<Vec<_>>().join(".")
             ),
             target: target.to_owned(),

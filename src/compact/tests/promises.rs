@@ -225,9 +225,8 @@ async fn replaced_files_stay_for_their_grace(kind: Kind) {
     let before = table.store.list("").await.unwrap();
     let newest = lab.lake.latest_snapshot().await.unwrap();
     let patient = compactor(&lab, "delete_grace = \"1h\"").await;
-    let config =
-        crate::config::CompactConfig { delete_grace: Duration::from_secs(3600), ..patient.config.compact.clone() };
-    let config = crate::config::Config { compact: config, ..(*patient.config).clone() };
+    let mut config = (*patient.config).clone();
+    config.compact.delete_grace = Duration::from_secs(3600);
     let patient = Compactor { config: config.into(), ..patient };
     let dry = patient.pass(&Request { dry_run: true, table: None }).await.unwrap();
     assert!(dry.dry_run && dry.tables[0].files_rewritten == 4, "{dry:?}");

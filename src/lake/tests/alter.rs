@@ -71,7 +71,7 @@ fn changes() -> Alteration {
     let ids = [id(1, None), id(2, None), id(5, None), id(6, None), id(8, None), id(9, Some(10)), id(11, None)];
     let column =
         |(index, id): (usize, FieldId)| LakeColumn { attnum: index as i16 + 1, key: (index == 0).then_some(0), id };
-    Alteration { changes, columns: ids.into_iter().enumerate().map(column).collect() }
+    Alteration { changes, columns: ids.into_iter().enumerate().map(column).collect(), name: None }
 }
 
 const NATIVE: &str = "BEGIN; ALTER TABLE lake.public.native ADD COLUMN note VARCHAR DEFAULT 'it''s'; \
@@ -276,7 +276,7 @@ async fn what_does_not_fit_the_table_leaves_nothing(kind: Kind) {
         (ColumnChange::Rename { column_id: 2, name: "D".into() }, ErrorKind::Table, "two columns"),
     ];
     for (change, kind, what) in cases {
-        let alteration = Alteration { changes: vec![change], columns: table.columns.clone() };
+        let alteration = Alteration { changes: vec![change], columns: table.columns.clone(), name: None };
         let table = TableCommit { alteration: Some(alteration), ..table_commit(table.table_id) };
         let error = commit(&lab, 1, vec![table]).await.unwrap_err();
         assert_eq!(error.kind(), kind, "{error}");

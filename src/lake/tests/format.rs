@@ -11,6 +11,7 @@ async fn an_older_format_is_brought_up_to_date(kind: Kind) {
     let lab = Lab::new(kind).await;
     Model::new(&lab, "t").await;
     let older = "ALTER TABLE {m}.duckpipe_table DROP COLUMN slot; ALTER TABLE {m}.duckpipe_table DROP COLUMN wanted; \
+                 ALTER TABLE {m}.duckpipe_table DROP COLUMN selected_schema; ALTER TABLE {m}.duckpipe_table DROP COLUMN selected_table; \
                  DROP TABLE {m}.duckpipe_definition; DROP TABLE {m}.duckpipe_request; UPDATE {m}.duckpipe_format SET version = 1";
     lab.lake.run(move |session| session.write(&older.replace("{m}", &session.tables()))).await.unwrap();
     lab.lake.clone().shutdown().await;
@@ -20,7 +21,7 @@ async fn an_older_format_is_brought_up_to_date(kind: Kind) {
     Lake::open(&lab.settings).await.unwrap().shutdown().await;
     let lake = Lake::open(&reading).await.unwrap();
     let row = lake.tables("shop").await.unwrap().remove(0);
-    assert_eq!((row.source, row.slot, row.resync), (name("t"), None, false));
+    assert_eq!((row.source, row.slot, row.wanted), (name("t"), None, None));
     assert!(lake.definitions("shop").await.unwrap().is_empty());
     lake.shutdown().await;
 }
@@ -31,7 +32,7 @@ async fn a_newer_format_is_refused(kind: Kind) {
         let lake = lab.lake.clone();
         async move { lake.run(move |session| session.write(&sql.replace("{m}", &session.tables()))).await.unwrap() }
     };
-    statement("UPDATE {m}.duckpipe_format SET version = 3").await;
+    statement("UPDATE {m}.duckpipe_format SET version = 4").await;
     lab.lake.clone().shutdown().await;
     let error = Lake::open(&lab.settings).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Precondition);

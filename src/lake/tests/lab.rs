@@ -12,7 +12,7 @@ use duckdb::{Config, Connection};
 use duckpipe_storage::{ColumnStats, DataFile, DeleteFile};
 use parquet::arrow::ArrowWriter;
 
-use crate::batch::layout::{ColumnType, LayoutColumn, TableLayout};
+use crate::batch::layout::{ColumnType, LayoutColumn, Mode, TableLayout};
 use crate::error::Result;
 use crate::lake::{
     CatalogLocation, Fence, Lake, LakeSettings, LakeStore, LakeTable, NewPipeline, NewTable, TableCommit, TableState,
@@ -254,7 +254,13 @@ pub fn layout(columns: &[(&str, ColumnType)]) -> TableLayout {
         delimiter: b',',
         text_source: Default::default(),
     });
-    TableLayout { table: "public.t".into(), columns: columns.collect(), key: vec![0] }
+    TableLayout {
+        table: "public.t".into(),
+        columns: columns.collect(),
+        key: vec![0],
+        keyless: false,
+        mode: Mode::Mirror,
+    }
 }
 
 pub fn name(table: &str) -> TableName {

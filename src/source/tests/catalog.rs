@@ -2,7 +2,8 @@ use crate::error::ErrorKind;
 use crate::source::catalog::{describe_table, list_tables};
 use crate::source::lab::cluster;
 use crate::source::pattern::TablePattern;
-use crate::source::publication;
+use crate::source::publication::{self, Sent};
+use crate::source::row_filter;
 use crate::source::session::Session;
 use crate::source::table::{PgTypeKind, ReplicaIdentity, SourceTable, TableName};
 
@@ -166,11 +167,19 @@ async fn publications() {
     assert_eq!(names(&a), ["id", "x", "secret"]);
 
     let tables = [name("B c"), name("a")];
-    publication::create(&session, "it's \"mine\"", &tables).await.unwrap();
+    let sent = |table: &TableName| Sent { name: table.clone(), filter: (table.table == "a").then(|| "id<7".into()) };
+    let sent = tables.each_ref().map(sent);
+    publication::create(&session, "it's \"mine\"", &sent).await.unwrap();
     let own = publication::find(&session, "it's \"mine\"").await.unwrap().unwrap();
     assert_eq!(own.tables, tables);
-    assert!(own.insert && own.update && own.delete && own.truncate && !own.all_tables && !own.via_root);
-    let error = publication::create(&session, "it's \"mine\"", &tables).await.unwrap_err();
+    assert!(own.insert && own.update && own.delete && own.truncate && !own.all_tables && own.via_root);
+    let a = describe_table(&session, &name("a"), Some("it's \"mine\"")).await.unwrap().unwrap();
+    assert_eq!(a.filter.as_deref(), Some("(id < 7)"));
+    let understood = |filter: &'static str| row_filter::understood(&session, &a.name, filter);
+    let found = understood("x is null or ID <7").await.unwrap();
+    assert_eq!((found.text.as_str(), found.columns), ("((x IS NULL) OR (id < 7))", vec![1, 2]));
+    assert!(understood("y = 1").await.unwrap_err().to_string().contains("column \"y\" does not exist"));
+    let error = publication::create(&session, "it's \"mine\"", &sent).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Precondition, "{error}");
     publication::drop(&session, "it's \"mine\"").await.unwrap();
     publication::drop(&session, "it's \"mine\"").await.unwrap();

@@ -14,7 +14,7 @@ async fn copy(
     columns: &[CopyColumn],
     pages: Option<std::ops::Range<u32>>,
 ) -> Vec<u8> {
-    let mut stream = reader.copy(table, columns, pages).await.unwrap();
+    let mut stream = reader.copy(&table.heaps()[0], columns, pages).await.unwrap();
     let mut all = BytesMut::new();
     while let Some(data) = stream.next().await.unwrap() {
         assert!(!data.is_empty());
@@ -97,7 +97,7 @@ async fn ranges_of_pages_at_a_held_snapshot_are_the_table() {
     // A server error in the midst of a copy is said, and the reader's next use fails cleanly (its transaction is over).
     holder.check().await.unwrap();
     let missing = [CopyColumn { name: "absent".into(), cast: None }];
-    let error = reader.copy(&table, &missing, None).await.map(drop).unwrap_err();
+    let error = reader.copy(&table.heaps()[0], &missing, None).await.map(drop).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Precondition);
     assert!(error.to_string().contains("public.t"), "{error}");
 
@@ -124,10 +124,10 @@ async fn a_copy_that_was_given_up_and_a_holder_that_was_killed_are_noticed() {
     holder.check().await.unwrap();
     let mut reader = SnapshotReader::open(&settings, holder.snapshot()).await.unwrap();
     let columns = [CopyColumn { name: "id".into(), cast: None }];
-    let mut stream = reader.copy(&table, &columns, None).await.unwrap();
+    let mut stream = reader.copy(&table.heaps()[0], &columns, None).await.unwrap();
     stream.next().await.unwrap().unwrap();
     drop(stream);
-    assert_eq!(reader.copy(&table, &columns, None).await.map(drop).unwrap_err().kind(), ErrorKind::Internal);
+    assert_eq!(reader.copy(&table.heaps()[0], &columns, None).await.map(drop).unwrap_err().kind(), ErrorKind::Internal);
 
     session
         .client()
@@ -161,7 +161,7 @@ async fn a_table_that_was_truncated_since_is_not_read_as_empty() {
     let whole = copy(&mut reader, &described[1], &columns, None).await;
     assert_eq!(rows(&whole).len(), 100 * 10, "a DELETE follows snapshots");
     for pages in [None, Some(0..1)] {
-        let mut stream = reader.copy(&described[0], &columns, pages).await.unwrap();
+        let mut stream = reader.copy(&described[0].heaps()[0], &columns, pages).await.unwrap();
         let error = loop {
             match stream.next().await {
                 Ok(data) => assert!(data.is_some(), "the end of an empty table"),

@@ -58,6 +58,7 @@ impl Runner<'_> {
         tokio::select! {
             outcome = stream => outcome,
             Err(error) = self.copy_beside(pipeline, &tables, &gate) => Err(error),
+            Err(error) = self.mind_wishes(pipeline, &tables, &gate) => Err(error),
         }
     }
 

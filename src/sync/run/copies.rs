@@ -15,26 +15,28 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
-use tokio::sync::watch;
+use tokio::sync::{MutexGuard, watch};
 
 use super::connections::Reading;
 use super::gate::Gate;
 use super::newcomers::Newcomers;
-use super::{Runner, Table, show};
+use super::{Runner, Table, check_mode, show};
 use crate::config::selection_of;
 use crate::error::{Error, ErrorKind, Result};
-use crate::lake::{Alteration, CopiedTable, NewTable, TableRow, TableState};
+use crate::lake::{Alteration, CopiedTable, NewTable, Renamed, TableRow, TableState, Wanted};
 use crate::lsn::Lsn;
 use crate::source::replication::ReplicationConnection;
 use crate::source::session::Session;
 use crate::source::slot;
 use crate::source::snapshot::SnapshotHolder;
+use crate::source::table::{SourceTable, TableName};
 use crate::sync::boundary::Boundary;
 use crate::sync::failpoint::failpoint;
 use crate::sync::flush::SyncTable;
 use crate::sync::pipeline::{Budget, Pipeline};
 use crate::sync::prepare::{self, ChosenTable};
 use crate::sync::progress::Progress;
+use crate::sync::renames::{self, Named};
 use crate::sync::snapshot::{self, CopyOptions};
 use crate::sync::stream::SharedTables;
 
@@ -90,9 +92,7 @@ impl Runner<'_> {
                     tracing::warn!(%error, fix = error.remedy_text(), "new tables of the source can't be looked for");
                 }
             }
-            let copied = self.copy_those_due(pipeline, shared, gate, &mut again).await;
-            gate.release();
-            match copied {
+            match self.copy_those_due(pipeline, shared, gate, &mut again).await {
                 Ok(()) => pause = LOOK,
                 Err(error) if error.kind() == ErrorKind::Fenced => return Err(error),
                 Err(error) => {
@@ -111,11 +111,13 @@ impl Runner<'_> {
         gate: &Gate,
         again: &mut Map<i64, Again>,
     ) -> Result<()> {
+        let turn = gate.turn().await;
         // Long after its last trouble a table is as good as any.
         again.retain(|_, again| again.at.elapsed() < LONGEST_PAUSE);
         let rows = self.lake.tables(&self.config.name).await?;
         let (begun, others): (Vec<TableRow>, Vec<TableRow>) = rows.into_iter().partition(|row| row.slot.is_some());
         if !begun.is_empty() {
+            drop(turn);
             return match self.take_up(pipeline, &begun).await? {
                 Some(copy) => self.bring_level(&copy, shared, gate).await,
                 None => Ok(()),
@@ -127,33 +129,33 @@ impl Runner<'_> {
         }
         let leaving: Vec<&TableRow> = due.iter().filter(|row| row.state == TableState::Streaming).collect();
         if !leaving.is_empty() {
-            if gate.close(STANDS).await.is_none() {
+            let Some(_closed) = gate.close(STANDS).await else {
                 return Err(Error::new(ErrorKind::Transient, "the stream did not stand still for a copy to begin"));
-            }
+            };
             // Should the stream not stand any more, the catalog refuses what it still brings of them.
             let ids: Vec<i64> = leaving.iter().filter_map(|row| row.table_id).collect();
             self.lake.leave_stream(&pipeline.fence, &ids).await?;
+            failpoint("left_stream");
             for row in &leaving {
                 shared.remove(row.source_oid);
                 self.progress.table(&row.source, &row.target).set_state(TableState::Pending);
             }
-            gate.release();
         }
-        let Some(copy) = self.copy(pipeline, &due).await? else { return Ok(()) };
+        let Some(copy) = self.copy(pipeline, &due, turn).await? else { return Ok(()) };
         self.bring_level(&copy, shared, gate).await
     }
 
     /// Whether the table is to be copied now.
     fn is_due(&self, row: &TableRow, again: &mut Map<i64, Again>) -> bool {
         let Some(table_id) = row.table_id else { return false };
-        if selection_of(&self.config.tables, &row.source).is_none() {
+        if selection_of(&self.config.tables(), row.named()).is_none() {
             return false;
         }
         if row.state == TableState::Catchup {
             // The pipeline's own first copy, which the stream still brings level.
             return false;
         }
-        if row.resync || row.state == TableState::Pending {
+        if row.wanted == Some(Wanted::Resync) || row.state == TableState::Pending && row.wanted.is_none() {
             return true;
         }
         if row.state != TableState::Errored || !self.config.sync.resyncs() {
@@ -169,8 +171,9 @@ impl Runner<'_> {
         true
     }
 
-    /// Copies the tables, which the lake shows then as of the copy's own slot. `None`: none of them could be copied.
-    async fn copy(&self, pipeline: &Arc<Pipeline>, due: &[TableRow]) -> Result<Option<Copy>> {
+    /// Copies the tables, which the lake shows then as of the copy's own slot. `None`: none of them could be copied. It has the turn to
+    /// decide about tables until the catalog says that they are being copied.
+    async fn copy(&self, pipeline: &Arc<Pipeline>, due: &[TableRow], turn: MutexGuard<'_, ()>) -> Result<Option<Copy>> {
         let session = Session::connect(&self.settings).await?;
         let slot = self.copy_slot();
         let (mut tables, mut alterations) = (Vec::new(), HashMap::new());
@@ -192,10 +195,15 @@ impl Runner<'_> {
             .map(|(table, source): &Table| CopiedTable {
                 table_id: table.lake.table_id,
                 source_oid: table.oid,
-                source: source.name.clone(),
+                source: match alterations.get(&table.oid) {
+                    // The commit of the copy gives both tables their names.
+                    Some(Alteration { name: Some(_), .. }) => known_name(due, table.lake.table_id, &source.name),
+                    _ => source.name.clone(),
+                },
             })
             .collect();
         self.lake.begin_copy_beside(&pipeline.fence, &begun, &slot).await?;
+        drop(turn);
         failpoint("beside_begun");
         for (table, source) in &tables {
             table.progress.set_state(TableState::Snapshot);
@@ -203,7 +211,7 @@ impl Runner<'_> {
             tracing::info!(table = %source.name, "copying the table afresh, beside the stream");
         }
         let beside = self.beside(pipeline, &slot);
-        let copied = self.copy_at_new_slot(&session, &beside, &tables, alterations).await;
+        let copied = self.copy_at_new_slot(&session, &beside, &mut tables, alterations).await;
         if copied.is_err() {
             self.give_up(&session, pipeline, &tables.iter().map(|(table, _)| table.lake.table_id).collect::<Vec<_>>())
                 .await?;
@@ -222,7 +230,7 @@ impl Runner<'_> {
         &self,
         session: &Session,
         beside: &Arc<Pipeline>,
-        tables: &[Table],
+        tables: &mut [Table],
         alterations: HashMap<u32, Alteration>,
     ) -> Result<()> {
         let slot = self.copy_slot();
@@ -232,6 +240,9 @@ impl Runner<'_> {
         let created = replication.create_slot(&slot).await?;
         failpoint("beside_slot");
         let holder = SnapshotHolder::import(&self.settings, &created.snapshot).await?;
+        for (_, source) in tables.iter_mut() {
+            holder.settle(source).await?;
+        }
         let options = CopyOptions {
             settings: &self.settings,
             workers: self.config.sync.snapshot_workers,
@@ -271,9 +282,13 @@ impl Runner<'_> {
         row: &TableRow,
     ) -> Result<(Table, Option<Alteration>)> {
         let published = self.published(session).await?;
-        let chosen = prepare::choose_table(session, self.config, &row.source, Some(&published.name));
-        let ChosenTable { source, layout, target } = chosen.await?;
-        self.publish(session, &published, &source.name).await?;
+        let chosen = prepare::choose_known(session, self.config, row, Some(&published.name));
+        let chosen = chosen.await?;
+        check_mode(row, chosen.layout.mode)?;
+        prepare::refuse_partition(session, &chosen.source, &self.lake.tables(&self.config.name).await?).await?;
+        let filter = self.publish(session, &published, &chosen).await?;
+        let ChosenTable { source, layout, target, .. } = chosen;
+        let source = SourceTable { filter, ..source };
         if target != row.target {
             let what = format!("{} is the lake's {}, but has the target {target} now", row.source, row.target);
             return Err(Error::new(ErrorKind::Table, what).remedy("copy everything anew: `duckpipe sync --resnapshot`"));
@@ -282,7 +297,7 @@ impl Runner<'_> {
         if !same_table {
             tracing::warn!(table = %row.source, "the source's table was dropped and made anew: it is another one, copied afresh");
         }
-        let (lake, alteration) = match self.lake.refit(row, &layout, same_table).await? {
+        let (mut lake, mut alteration) = match self.lake.refit(row, &layout, same_table).await? {
             Some(refitted) => refitted,
             None => {
                 let new = NewTable {
@@ -295,8 +310,21 @@ impl Runner<'_> {
                 (self.lake.create_table(&pipeline.fence, &new).await?, None)
             }
         };
-        let progress = self.progress.table(&row.source, &row.target);
-        let table = SyncTable { oid: source.oid, layout: Arc::new(layout), lake, progress };
+        let mut progress = self.progress.table(&row.source, &row.target);
+        if source.name != row.source {
+            let names = Named { selected: row.named(), source: &row.source, target: &lake.name };
+            if let Some(target) = renames::followed(self.config, &self.lake, names, &source.name).await? {
+                let name = Some(Renamed { source: source.name.clone(), target: target.table.clone() });
+                let (changes, columns) =
+                    alteration.map_or_else(|| (Vec::new(), lake.columns.clone()), |a| (a.changes, a.columns));
+                alteration = Some(Alteration { changes, columns, name });
+                lake.name = target;
+            }
+            progress = self.progress.rename(&progress, &source.name, &lake.name);
+        }
+        let selected = row.named().clone();
+        let partitioned = source.partitions.is_some();
+        let table = SyncTable { oid: source.oid, selected, partitioned, layout: Arc::new(layout), lake, progress };
         Ok(((Arc::new(table), source), alteration))
     }
 
@@ -329,7 +357,7 @@ impl Runner<'_> {
         let published = self.published(&session).await?;
         let mut tables = Vec::new();
         for row in copied {
-            let chosen = prepare::choose_table(&session, self.config, &row.source, Some(&published.name));
+            let chosen = prepare::choose_known(&session, self.config, row, Some(&published.name));
             let joined = match chosen.await {
                 Ok(chosen) => {
                     let recorded = row.table_id.and_then(|table_id| recorded.get(&table_id));
@@ -389,20 +417,22 @@ impl Runner<'_> {
                 tokio::time::sleep(AHEAD).await;
                 continue;
             }
-            let Some(stands) = gate.close(STANDS).await else {
+            let _turn = gate.turn().await;
+            let Some(closed) = gate.close(STANDS).await else {
                 return Err(Error::new(ErrorKind::Transient, "the stream did not stand still for a copy to join it"));
             };
+            let stands = closed.at;
             if stands >= at {
                 let joined = tokio::time::timeout(STANDS, self.join(copy, at, stands)).await;
                 self.hand_over(copy, shared, stands).await;
-                gate.release();
+                drop(closed);
                 match joined {
                     Ok(Ok(())) => return slot::drop(&copy.session, &copy.slot).await,
                     Ok(Err(error)) => return Err(error),
                     Err(_) => tracing::debug!(%at, %stands, "the copy was not level in time; the stream goes on"),
                 }
             } else {
-                gate.release();
+                drop(closed);
                 tokio::time::sleep(AHEAD).await;
             }
         }
@@ -459,4 +489,9 @@ impl Runner<'_> {
         let (_stop, stop) = watch::channel(false);
         self.stream_once(&copy.pipeline, &copy.tables, reading, stop).await.map(drop)
     }
+}
+
+/// The name by which the catalog knows a table.
+fn known_name(rows: &[TableRow], table_id: i64, now: &TableName) -> TableName {
+    rows.iter().find(|row| row.table_id == Some(table_id)).map_or_else(|| now.clone(), |row| row.source.clone())
 }

@@ -2,32 +2,35 @@
 
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Mutex, MutexGuard, watch};
 
 use crate::lsn::Lsn;
 
 /// Between the stream and a copy beside it.
 pub(super) struct Gate {
+    turn: Mutex<()>,
     wanted: watch::Sender<bool>,
     stands: watch::Sender<Option<Lsn>>,
 }
 
 impl Gate {
     pub(super) fn new() -> Gate {
-        Gate { wanted: watch::Sender::new(false), stands: watch::Sender::new(None) }
+        Gate { turn: Mutex::default(), wanted: watch::Sender::new(false), stands: watch::Sender::new(None) }
     }
 
-    /// Asks the stream to stand still. Returns where it does; `None`: not within `patience`. It stands until [`Gate::release`].
-    pub(super) async fn close(&self, patience: Duration) -> Option<Lsn> {
+    /// One at a time decides which tables the stream has.
+    pub(super) async fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().await
+    }
+
+    /// Asks the stream to stand still. `None`: it did not within `patience`.
+    pub(super) async fn close(&self, patience: Duration) -> Option<Closed<'_>> {
+        let mut closed = Closed { gate: self, at: Lsn(0) };
         self.wanted.send_replace(true);
         let mut stands = self.stands.subscribe();
         let at = tokio::time::timeout(patience, stands.wait_for(Option::is_some)).await;
-        at.ok()?.ok().and_then(|at| *at)
-    }
-
-    /// Lets the stream go on.
-    pub(super) fn release(&self) {
-        self.wanted.send_replace(false);
+        closed.at = at.ok()?.ok().and_then(|at| *at)?;
+        Some(closed)
     }
 
     // --- the stream's side -------------------------------------------------------------------------------------------
@@ -48,6 +51,19 @@ impl Gate {
         self.stands.send_replace(Some(at));
         let _standing = Standing(&self.stands);
         let _ = self.wanted.subscribe().wait_for(|wanted| !*wanted).await;
+    }
+}
+
+/// The stream stands still as long as this lives.
+pub(super) struct Closed<'a> {
+    gate: &'a Gate,
+    /// Where it does.
+    pub(super) at: Lsn,
+}
+
+impl Drop for Closed<'_> {
+    fn drop(&mut self) {
+        self.gate.wanted.send_replace(false);
     }
 }
 
@@ -76,10 +92,12 @@ mod tests {
                 gate.stand(Lsn(7)).await;
             }
         });
-        assert_eq!(gate.close(Duration::from_secs(20)).await, Some(Lsn(7)));
+        let closed = gate.close(Duration::from_secs(20)).await.unwrap();
+        assert_eq!(closed.at, Lsn(7));
         assert!(gate.is_closed() && !stream.is_finished());
-        gate.release();
+        drop(closed);
         stream.await.unwrap();
-        assert_eq!(gate.close(Duration::from_millis(1)).await, None, "nobody is there");
+        assert!(gate.close(Duration::from_millis(1)).await.is_none(), "nobody is there");
+        assert!(!gate.is_closed());
     }
 }

@@ -5,11 +5,12 @@ use std::collections::HashSet;
 use super::Runner;
 use crate::config::{TablePattern, selection_of};
 use crate::error::{Error, ErrorKind, Result};
-use crate::lake::{NewTable, TableRow, TableState};
+use crate::lake::{NewTable, TableRow, TableState, Wanted};
 use crate::source::publication::Publication;
 use crate::source::session::Session;
 use crate::source::table::TableName;
-use crate::source::{catalog, publication};
+use crate::source::{catalog, publication, row_filter};
+use crate::sync::failpoint::failpoint;
 use crate::sync::pipeline::Pipeline;
 use crate::sync::prepare::{self, ChosenTable};
 
@@ -40,7 +41,7 @@ impl Runner<'_> {
             Some(session) => session,
             None => Session::connect(&self.settings).await?,
         };
-        let patterns: Vec<TablePattern> = self.config.tables.iter().map(|table| table.source.clone()).collect();
+        let patterns: Vec<TablePattern> = self.config.tables().iter().map(|table| table.source.clone()).collect();
         let found = catalog::list_tables(&session, &patterns).await?;
         let rows = self.lake.tables(&self.config.name).await?;
         for name in &found {
@@ -68,22 +69,26 @@ impl Runner<'_> {
         name: &TableName,
         rows: &[TableRow],
     ) -> Result<()> {
-        if selection_of(&self.config.tables, name).is_none() {
+        if selection_of(&self.config.tables(), name).is_none() {
             return Ok(());
         }
         let published = self.published(session).await?;
-        let ChosenTable { source, target, layout } =
-            prepare::choose_table(session, self.config, name, Some(&published.name)).await?;
-        if let Some(row) = rows.iter().find(|row| row.source_oid == source.oid && row.table_id.is_some()) {
-            return Err(Error::new(ErrorKind::Table, format!("it was called {} when it was copied", row.source))
-                .remedy(format!("it is followed into the lake's {}", row.target)));
+        let chosen = prepare::choose_table(session, self.config, name, Some(&published.name)).await?;
+        let source = &chosen.source;
+        if rows.iter().any(|row| row.source_oid == source.oid && row.table_id.is_some()) {
+            // It has another name than it had: the stream sees to that.
+            return Ok(());
         }
-        self.lake.check_target(&self.config.name, &target).await?;
-        self.publish(session, &published, name).await?;
+        prepare::refuse_partition(session, source, rows).await?;
+        self.lake.check_target(&self.config.name, &chosen.target).await?;
+        self.publish(session, &published, &chosen).await?;
+        failpoint("newcomer_published");
+        let ChosenTable { source, target, layout, .. } = chosen;
         tracing::info!(table = %name, "a new table: it is copied, beside the stream");
         let (progress, estimate) = (self.progress.table(name, &target), source.estimated_rows);
         let new = NewTable { source_oid: source.oid, source: name.clone(), target, layout, recreate: false };
         self.lake.create_table(&pipeline.fence, &new).await?;
+        failpoint("newcomer_made");
         progress.set_state(TableState::Pending);
         progress.set_rows_total_estimate(estimate);
         Ok(())
@@ -92,7 +97,7 @@ impl Runner<'_> {
     /// The source has a table again whose namesake was dropped.
     async fn take_in_anew(&self, row: &TableRow) -> Result<()> {
         tracing::info!(table = %row.source, "the source has a table of this name again");
-        self.lake.ask_for_resync(&self.config.name, std::slice::from_ref(&row.source)).await
+        self.lake.want(&self.config.name, std::slice::from_ref(&row.source), Wanted::Resync).await
     }
 
     pub(super) async fn published(&self, session: &Session) -> Result<Publication> {
@@ -103,17 +108,39 @@ impl Runner<'_> {
         })
     }
 
-    /// Has the publication send the table, where it is ours to say.
-    pub(super) async fn publish(&self, session: &Session, published: &Publication, name: &TableName) -> Result<()> {
+    /// Has the publication send the table, where it is ours to say. Returns which of its rows that sends: `None`, all.
+    pub(super) async fn publish(
+        &self,
+        session: &Session,
+        published: &Publication,
+        table: &ChosenTable,
+    ) -> Result<Option<String>> {
+        let name = &table.source.name;
         prepare::check_generated(session, &published.name, std::slice::from_ref(name)).await?;
-        if published.all_tables || published.tables.contains(name) {
-            return Ok(());
+        let in_parts = table.source.partitions.is_some() && !published.via_root;
+        let other_rows = table.filter != table.source.filter;
+        if !in_parts && !other_rows && published.tables.contains(name) {
+            return Ok(table.filter.clone());
         }
         let row = self.lake.pipeline(&self.config.name).await?;
         if row.is_some_and(|row| row.owns_publication) {
-            return publication::add_table(session, &published.name, name).await;
+            if in_parts {
+                publication::send_via_root(session, &published.name).await?;
+            }
+            let published = self.published(session).await?;
+            match published.tables.contains(name) {
+                true if other_rows => publication::change_table(session, &published.name, &table.sent()).await?,
+                true => {}
+                false => publication::add_table(session, &published.name, &table.sent()).await?,
+            }
+            return row_filter::published(session, &published.name, table.source.oid).await;
         }
-        let statement = publication::add_sql(&published.name, name);
+        prepare::check_via_root(published, std::iter::once(&table.source))?;
+        if published.tables.contains(name) {
+            prepare::check_filter(published, table)?;
+            return Ok(table.filter.clone());
+        }
+        let statement = publication::add_sql(&published.name, &table.sent());
         Err(Error::new(ErrorKind::Precondition, format!("the publication {} lacks {name}", published.name))
             .remedy(format!("let its owner run: {statement};")))
     }

@@ -58,7 +58,7 @@ impl SharedTables {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(table);
     }
 
-    fn replace(&self, table: &Arc<SyncTable>, source: &SourceTable) {
+    pub(super) fn replace(&self, table: &Arc<SyncTable>, source: &SourceTable) {
         let mut tables = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for (known, described) in tables.iter_mut().filter(|(known, _)| known.oid == table.oid) {
             (*known, *described) = (Arc::clone(table), source.clone());
@@ -88,8 +88,8 @@ impl Stream<'_> {
             .await
         {
             Ok(Described::Same(map, source)) => {
-                table.unrecorded |= source != table.source;
-                (table.relation, table.source) = (Some(map), source);
+                table.unrecorded |= *source != table.source;
+                (table.relation, table.source) = (Some(map), *source);
             }
             Ok(Described::Changed(changed)) => {
                 if !self.is_level() {

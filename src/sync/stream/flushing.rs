@@ -7,6 +7,7 @@ use hashbrown::HashMap;
 
 use super::flight::{Flight, Flushed, joined, record_failure};
 use super::{Failure, Stream};
+use crate::batch::layout::Mode;
 use crate::error::Result;
 use crate::lake::TableState;
 use crate::lsn::Lsn;
@@ -47,7 +48,9 @@ impl Stream<'_> {
             table.seal()?;
             let later = table.log.split_off(events);
             let mut log = std::mem::replace(&mut table.log, later);
-            log.settle();
+            if table.table.layout.mode != Mode::History {
+                log.settle();
+            }
             logs.push((Arc::clone(&table.table), log));
             alterations.extend(table.alteration.take().map(|alteration| (*oid, alteration)));
             if std::mem::take(&mut table.unrecorded) {

@@ -4,16 +4,22 @@
 //! A definition that was read before the source was at a position holds at that position, or at a later one that the WAL has told
 //! nothing of yet: a row that follows comes with a message of its own.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
 
 use super::{Failure, Stream, Waiting, quarantine};
 use crate::error::Result;
-use crate::lake::TableState;
+use crate::lake::{Alteration, LakeTable, Renamed, TableState};
 use crate::lsn::Lsn;
+use crate::source::partitions;
 use crate::source::table::SourceTable;
-use crate::sync::definition::is_same;
+use crate::sync::definition::{is_same, unclear};
+use crate::sync::failpoint::failpoint;
+use crate::sync::flush::SyncTable;
+use crate::sync::pipeline::Pipeline;
+use crate::sync::renames::{self, Named};
 
 /// How often the source's catalog is looked at, at most.
 const LOOK: Duration = Duration::from_secs(2);
@@ -62,6 +68,7 @@ impl Stream<'_> {
         }
         self.unseen.looks_at_end += 1;
         self.look().await?;
+        self.record_failures().await?;
         if self.waiting.is_some() {
             self.start_flush()?;
             return Ok(true);
@@ -108,18 +115,19 @@ impl Stream<'_> {
         };
         let Some(table) = self.tables.get_mut(&oid).filter(|_| self.received >= at) else { return Ok(()) };
         self.pipeline.lake.end_table(&self.pipeline.fence, table.table.lake.table_id).await?;
+        failpoint("table_ended");
         table.fail(Failure::Recorded);
         table.table.progress.set_state(TableState::Dropped);
         self.unseen.gone.remove(&oid);
         self.shared.remove(oid);
-        tracing::info!(table = %table.source.name, "the source has dropped the table; the lake keeps its rows");
+        tracing::info!(table = %table.source.name, "the source has the table no more: it was dropped, or is a partition of another one now; the lake keeps its rows");
         Ok(())
     }
 
     async fn compare(&mut self, oid: u32, mark: i64) -> Result<()> {
         let Some(table) = self.tables.get(&oid) else { return Ok(()) };
         match self.definitions.now(&table.source).await? {
-            Some(source) if !is_same(&source, &table.source) => {
+            Some(source) if differs(&source, &table.source) => {
                 let at = self.definitions.session.wal_position().await?;
                 self.unseen.found.insert(oid, Found { source, mark, at });
             }
@@ -129,7 +137,25 @@ impl Stream<'_> {
     }
 
     async fn apply_unseen(&mut self, oid: u32, found: Found) -> Result<()> {
+        let Some(table) = self.tables.get(&oid) else { return Ok(()) };
+        if found.source.name != table.source.name {
+            // Whatever else is new about it is the next look's.
+            self.rename(oid, &found.source).await?;
+            self.begin_alone(oid);
+            return Ok(());
+        }
         let Some(table) = self.tables.get_mut(&oid) else { return Ok(()) };
+        if let (Some(known), Some(now)) = (&table.source.partitions, &found.source.partitions) {
+            if let Some(what) = partitions::unsaid(known, now, &table.truncations) {
+                return quarantine(table, unclear(&table.source, &what));
+            }
+            table.source.partitions = Some(now.clone());
+            table.unrecorded = true;
+            table.truncations.clear();
+            if table.alteration.is_none() {
+                self.shared.replace(&table.table, &table.source);
+            }
+        }
         // Rows that were received in part would have to fit; a message has told meanwhile.
         if self.streamed.has_changes(oid) || is_same(&found.source, &table.source) {
             return Ok(());
@@ -138,13 +164,58 @@ impl Stream<'_> {
         match self.definitions.changed(&self.pipeline.lake, known, found.source, None).await {
             Ok(changed) => {
                 self.change_columns(changed);
-                if let Some(table) = self.tables.get_mut(&oid).filter(|table| table.alteration.is_some()) {
-                    table.alone = true;
-                    self.waiting = Some(Waiting { lsn: self.received, commit_ts: None, since: Instant::now() });
-                }
+                self.begin_alone(oid);
                 Ok(())
             }
             Err(error) => quarantine(table, error),
         }
     }
+}
+
+impl Stream<'_> {
+    /// What changes of the lake's table without a row that would need it goes into a commit of its own.
+    fn begin_alone(&mut self, oid: u32) {
+        if let Some(table) = self.tables.get_mut(&oid).filter(|table| table.alteration.is_some()) {
+            table.alone = true;
+            self.waiting = Some(Waiting { lsn: self.received, commit_ts: None, since: Instant::now() });
+        }
+    }
+
+    /// The source's table has another name; the lake's follows where it may.
+    async fn rename(&mut self, oid: u32, now: &SourceTable) -> Result<()> {
+        let Some(table) = self.tables.get_mut(&oid) else { return Ok(()) };
+        let Pipeline { lake, fence, progress, .. } = &*self.pipeline;
+        let known = Arc::clone(&table.table);
+        let names = Named { selected: &known.selected, source: &table.source.name, target: &known.lake.name };
+        let followed = renames::followed(self.definitions.config, lake, names, &now.name).await?;
+        let target = followed.unwrap_or_else(|| known.lake.name.clone());
+        tracing::info!(table = %table.source.name, now = %now.name, %target, "the source's table has another name");
+        let progress = progress.rename(&known.progress, &now.name, &target);
+        if target == known.lake.name {
+            lake.rename_source(fence, known.lake.table_id, &now.name).await?;
+        } else {
+            let name = Some(Renamed { source: now.name.clone(), target: target.table.clone() });
+            let columns = known.lake.columns.clone();
+            table.alteration = Some(Alteration { changes: Vec::new(), columns, name });
+        }
+        table.source.name.clone_from(&now.name);
+        let lake = LakeTable { name: target, ..known.lake.clone() };
+        let (selected, layout) = (known.selected.clone(), Arc::clone(&known.layout));
+        let partitioned = known.partitioned;
+        table.table = Arc::new(SyncTable { oid, selected, partitioned, layout, lake, progress });
+        table.unrecorded = true;
+        if table.alteration.is_none() {
+            self.shared.replace(&table.table, &table.source);
+        }
+        Ok(())
+    }
+}
+
+/// Whether there is anything to do about a table that the catalog has like this.
+fn differs(now: &SourceTable, known: &SourceTable) -> bool {
+    !is_same(now, known) || now.name != known.name || !has_same_partitions(now, known)
+}
+
+fn has_same_partitions(one: &SourceTable, other: &SourceTable) -> bool {
+    partitions::is_same(one.partitions.as_deref(), other.partitions.as_deref())
 }

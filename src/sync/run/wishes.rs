@@ -1,0 +1,165 @@
+//! Tables that are to stand still or to go, while the others stream: because somebody asked for it, or because the configuration does
+//! not name them any more.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Runner;
+use super::gate::Gate;
+use crate::config::{SelectedTable, TableConfig, selection_of};
+use crate::error::{Error, ErrorKind, Result};
+use crate::lake::{TableRow, TableState, Wanted};
+use crate::source::session::Session;
+use crate::source::{publication, slot};
+use crate::sync::failpoint::failpoint;
+use crate::sync::pipeline::Pipeline;
+use crate::sync::stream::SharedTables;
+
+/// How often the catalog is asked what is wanted.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long the stream may take to stand still.
+const STANDS: Duration = Duration::from_secs(20);
+
+/// What becomes of a table that leaves the stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Leaving {
+    /// It stands still; the reason, where nobody asked for that.
+    Pause(Option<&'static str>),
+    /// It is not followed any more; its table in the lake goes too.
+    Remove { drop: bool },
+}
+
+const UNNAMED: &str = "[[tables]] does not name it any more";
+
+impl Runner<'_> {
+    /// Sees to what is wanted of tables, for ever.
+    ///
+    /// # Errors
+    /// Kind `Fenced`, when another process has taken over.
+    pub(super) async fn mind_wishes(&self, pipeline: &Arc<Pipeline>, shared: &SharedTables, gate: &Gate) -> Result<()> {
+        let mut entries = self.config.tables();
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let now = self.config.tables();
+            if !Arc::ptr_eq(&entries, &now) {
+                match self.copy_what_changed(&entries, &now).await {
+                    Ok(()) => entries = now,
+                    Err(error) => tracing::warn!(%error, "the catalog does not take what the configuration says now"),
+                }
+            }
+            let _turn = gate.turn().await;
+            match self.let_go(pipeline, Some((shared, gate))).await {
+                Err(error) if error.kind() == ErrorKind::Fenced => return Err(error),
+                Err(error) => {
+                    tracing::warn!(%error, fix = error.remedy_text(), "a table could not leave the stream; trying again")
+                }
+                Ok(()) => {}
+            }
+        }
+    }
+
+    /// Tables that the configuration selects otherwise than before are copied afresh.
+    async fn copy_what_changed(&self, before: &[TableConfig], now: &[TableConfig]) -> Result<()> {
+        let columns = |table: SelectedTable| (table.exclude_columns, table.text_columns, table.filter);
+        for row in self.lake.tables(&self.config.name).await? {
+            let (Some(before), Some(now)) = (selection_of(before, row.named()), selection_of(now, row.named())) else {
+                continue;
+            };
+            if columns(before) != columns(now) && row.state != TableState::Paused {
+                tracing::info!(table = %row.source, "[[tables]] says other columns or rows of the table: it is copied afresh");
+                self.lake.want(&self.config.name, std::slice::from_ref(&row.source), Wanted::Resync).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets the tables go that are to, after everything that the lake has of them. Nobody else moves tables meanwhile.
+    pub(super) async fn let_go(&self, pipeline: &Pipeline, stream: Option<(&SharedTables, &Gate)>) -> Result<()> {
+        let rows = self.lake.tables(&self.config.name).await?;
+        for row in rows.iter().filter(|row| self.comes_back(row)) {
+            self.lake.want(&self.config.name, std::slice::from_ref(&row.source), Wanted::Resync).await?;
+        }
+        let copying = |row: &TableRow| row.slot.is_some();
+        // A copy that is under way beside the stream comes to its end first.
+        let may_leave = |row: &&TableRow| stream.is_none() || !copying(row);
+        let leaving: Vec<(&TableRow, i64, Leaving)> =
+            rows.iter().filter(may_leave).filter_map(|row| Some((row, row.table_id?, self.leaves(row)?))).collect();
+        if leaving.is_empty() {
+            return Ok(());
+        }
+        let closed = match stream.filter(|_| leaving.iter().any(|(row, ..)| row.follows())) {
+            Some((_, gate)) => {
+                let closed = gate.close(STANDS).await;
+                let what = "the stream did not stand still for a table to leave it";
+                Some(closed.ok_or_else(|| Error::new(ErrorKind::Transient, what))?)
+            }
+            None => None,
+        };
+        for (row, table_id, leaving) in &leaving {
+            let shown = self.progress.table(&row.source, &row.target);
+            match leaving {
+                Leaving::Pause(why) => {
+                    self.lake.pause_table(&pipeline.fence, *table_id, *why).await?;
+                    failpoint("table_paused");
+                    shown.pause(why.map(str::to_owned));
+                    tracing::info!(table = %row.source, why, "the table stands still; the others go on");
+                }
+                Leaving::Remove { drop } => {
+                    self.lake.remove_table(&pipeline.fence, *table_id, *drop).await?;
+                    failpoint("table_removed");
+                    self.progress.forget(&row.source);
+                    tracing::info!(table = %row.source, drop, "the table is not followed any more; the others go on");
+                }
+            }
+            if let Some((shared, _)) = stream {
+                shared.remove(row.source_oid);
+            }
+        }
+        drop(closed);
+        let gone = |row: &TableRow| leaving.iter().any(|(left, ..)| left.table_id == row.table_id);
+        if rows.iter().any(|row| copying(row) && gone(row)) && !rows.iter().any(|row| copying(row) && !gone(row)) {
+            slot::drop(&self.session, &self.copy_slot()).await?;
+        }
+        for (row, ..) in leaving.iter().filter(|(_, _, leaving)| matches!(leaving, Leaving::Remove { .. })) {
+            if let Err(error) = self.unpublish(row).await {
+                tracing::warn!(table = %row.source, %error, "the publication goes on sending the table's changes");
+            }
+        }
+        Ok(())
+    }
+
+    fn is_named(&self, row: &TableRow) -> bool {
+        selection_of(&self.config.tables(), row.named()).is_some()
+    }
+
+    fn leaves(&self, row: &TableRow) -> Option<Leaving> {
+        let stands = matches!(row.state, TableState::Paused | TableState::Dropped | TableState::Errored);
+        match row.wanted {
+            Some(Wanted::Pause) => Some(Leaving::Pause(None)),
+            // As long as the configuration names it, it would come back.
+            Some(Wanted::Remove) if !self.is_named(row) => Some(Leaving::Remove { drop: false }),
+            Some(Wanted::Drop) if !self.is_named(row) => Some(Leaving::Remove { drop: true }),
+            Some(Wanted::Remove | Wanted::Drop) => None,
+            None | Some(Wanted::Resync) if !stands && !self.is_named(row) => Some(Leaving::Pause(Some(UNNAMED))),
+            None | Some(Wanted::Resync) => None,
+        }
+    }
+
+    /// A table that stood still because it was not named, and is named again.
+    fn comes_back(&self, row: &TableRow) -> bool {
+        row.state == TableState::Paused && row.error.is_some() && row.wanted.is_none() && self.is_named(row)
+    }
+
+    async fn unpublish(&self, row: &TableRow) -> Result<()> {
+        let pipeline = self.lake.pipeline(&self.config.name).await?;
+        if !pipeline.is_some_and(|pipeline| pipeline.owns_publication) {
+            return Ok(());
+        }
+        let session = Session::connect(&self.settings).await?;
+        let published = self.published(&session).await?;
+        match published.tables.contains(&row.source) {
+            true => publication::remove_table(&session, &published.name, &row.source).await,
+            false => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! A table of the source gets another name, or another schema: it is the same table, and another one of its old name is another one.
+
+use std::time::Duration;
+
+use crate::lab::{CatalogKind, Combination, Comparison, Duckpipe, Running, StoreKind};
+use crate::scenario::Scenario;
+
+const POSTGRES: Combination = Combination { catalog: CatalogKind::Postgres, store: StoreKind::Local };
+const MINUTE: Duration = Duration::from_secs(60);
+
+fn scenario(name: &str, combination: Combination, on_rename: &str, tables: &[&str]) -> Scenario<'static> {
+    let sync = format!("[sync]\nflush_interval = \"50ms\"\non_rename = \"{on_rename}\"\n");
+    let mut scenario = Scenario::new(name, combination, &(sync + &Duckpipe::tables(tables)));
+    scenario.duckpipe.set("DUCKPIPE_SYNC__RESYNC", "auto");
+    scenario.source.execute(
+        "CREATE TABLE orders (id int PRIMARY KEY, v text); INSERT INTO orders SELECT i, 'old' FROM generate_series(1, 500) i; \
+         CREATE TABLE stays (id int PRIMARY KEY); CREATE SCHEMA shop",
+    );
+    scenario
+}
+
+/// Waits until a table of the source, as it is called now, has this state, and all that the source has by now is in the lake.
+fn waits_for(scenario: &Scenario<'_>, sync: &mut Running<'_>, table: &str, wanted: &str) {
+    let lsn = scenario.source.lsn();
+    sync.wait_until(&format!("{table} {wanted}"), MINUTE, |status| {
+        let tables = status.0["tables"].as_array().cloned().unwrap_or_default();
+        let state = tables.iter().find(|known| known["source"] == table).map(|known| known["state"].clone());
+        state.unwrap_or("unknown".into()) == wanted && status.applied_lsn() >= Some(lsn)
+    });
+}
+
+#[track_caller]
+fn assert_is(scenario: &Scenario<'_>, source: &str, target: &str) {
+    let native = scenario.lake.open_native();
+    let compared = Comparison::new(&scenario.source, &native, source, target, &[]).run(&scenario.source, &native);
+    compared.unwrap_or_else(|difference| panic!("{difference}"));
+}
+
+/// The lake's table follows, with rows before and after, streamed and while nobody runs; old versions show the old name. A new table of
+/// the old name gets a table of its own.
+fn follows(combination: Combination) {
+    let name = format!("rename_{}", combination.name());
+    let scenario = scenario(&name, combination, "follow", &["public.*"]);
+    scenario.converge(&["public.orders", "public.stays"]);
+    let before = scenario.version_ids().pop().unwrap();
+    let mut sync = scenario.duckpipe.sync();
+    sync.wait_until("the stream", MINUTE, |status| status.all("streaming"));
+    scenario.source.execute("UPDATE orders SET v = 'a' WHERE id = 1");
+    scenario.source.execute("ALTER TABLE orders RENAME TO orders_2025; UPDATE orders_2025 SET v = 'b' WHERE id = 2");
+    waits_for(&scenario, &mut sync, "public.orders_2025", "streaming");
+    scenario
+        .source
+        .execute("CREATE TABLE orders (id int PRIMARY KEY, other date); INSERT INTO orders VALUES (1, '2026-01-01')");
+    waits_for(&scenario, &mut sync, "public.orders", "streaming");
+    scenario.source.execute("INSERT INTO orders VALUES (2, '2026-01-02'); DELETE FROM orders_2025 WHERE id > 400; INSERT INTO stays VALUES (1)");
+    waits_for(&scenario, &mut sync, "public.orders", "streaming");
+    sync.terminate().expect(0);
+    scenario.assert_equal(&["public.orders", "public.orders_2025", "public.stays"]);
+    let old = format!("SELECT count(*) FROM lake.public.orders AT (VERSION => {before}) WHERE v = 'old'");
+    assert_eq!(scenario.lake.open_native().number(&old), 500, "as it was called then");
+
+    // Between two runs, with a column that changes too.
+    scenario.source.execute("ALTER TABLE orders_2025 RENAME TO archive; ALTER TABLE archive ADD n int DEFAULT 7; UPDATE archive SET n = 8 WHERE id < 5");
+    scenario.converge(&["public.archive", "public.orders"]);
+    scenario.source.execute(
+        "ALTER TABLE archive RENAME TO \"The \"\"Archive\"; INSERT INTO \"The \"\"Archive\" VALUES (1000, 'x', 1)",
+    );
+    scenario.duckpipe.sync_once().expect(0);
+    let rows = scenario.lake.open_native().number("SELECT count(*) FROM lake.public.\"The \"\"Archive\"");
+    assert_eq!(rows, 401);
+    scenario.duckpipe.run(&["validate"]).expect(0);
+    scenario.duckpipe.run(&["validate", "--files"]).expect(0);
+    scenario.duckpipe.run(&["compact"]).expect(0);
+    scenario.duckpipe.run(&["validate", "--files"]).expect(0);
+    scenario.converge(&["public.orders", "public.stays"]);
+}
+
+#[test]
+fn follows_duckdb() {
+    follows(Combination::EMBEDDED);
+}
+
+#[test]
+fn follows_postgres() {
+    follows(POSTGRES);
+}
+
+/// The lake's table keeps its name, under an entry that names the table as it was: it is still that one, and still leaves out what the entry says.
+#[test]
+fn keeps() {
+    let scenario = scenario("rename_keeps", Combination::EMBEDDED, "keep", &["public.stays", "public.orders"]);
+    let text = std::fs::read_to_string(scenario.duckpipe.config()).unwrap();
+    scenario.duckpipe.configure(&(text + "exclude_columns = [\"secret\"]\n"));
+    scenario.source.execute("ALTER TABLE orders ADD secret text DEFAULT 'psst'");
+    scenario.duckpipe.sync_once().expect(0);
+    scenario.source.execute("ALTER TABLE orders RENAME TO renamed; UPDATE renamed SET v = 'new' WHERE id < 10");
+    scenario.duckpipe.sync_once().expect(0);
+    assert_eq!(scenario.duckpipe.status().table("public.renamed")["target"], "public.orders");
+    // Columns change under the new name, and so does the schema.
+    scenario.source.execute(
+        "ALTER TABLE renamed ADD n int; UPDATE renamed SET n = 1 WHERE id < 20; ALTER TABLE renamed SET SCHEMA shop",
+    );
+    scenario.duckpipe.sync_once().expect(0);
+    scenario.source.execute("INSERT INTO shop.renamed VALUES (1000, 'x', 'y', 2)");
+    let mut sync = scenario.duckpipe.sync();
+    waits_for(&scenario, &mut sync, "shop.renamed", "streaming");
+    // A fresh copy finds it too.
+    scenario.duckpipe.run(&["tables", "resync", "shop.renamed"]).expect(0);
+    sync.wait_for_output("the fresh copy streams with the others", MINUTE);
+    waits_for(&scenario, &mut sync, "shop.renamed", "streaming");
+    sync.terminate().expect(0);
+    let native = scenario.lake.open_native();
+    let compared = Comparison::new(&scenario.source, &native, "shop.renamed", "public.orders", &["secret"]);
+    assert_eq!(compared.run(&scenario.source, &native).unwrap_or_else(|difference| panic!("{difference}")), 501);
+    drop(native);
+    scenario.duckpipe.run(&["validate"]).expect(0);
+}
+
+/// Across schemas the lake's table stays where its files are; a name that is taken is not taken away.
+#[test]
+fn where_it_can() {
+    let scenario = scenario("rename_where", Combination::EMBEDDED, "follow", &["public.*", "shop.*"]);
+    scenario.duckpipe.sync_once().expect(0);
+    scenario.source.execute("ALTER TABLE orders SET SCHEMA shop; UPDATE shop.orders SET v = 'moved' WHERE id < 7");
+    scenario.duckpipe.sync_once().expect(0);
+    assert_is(&scenario, "shop.orders", "public.orders");
+    scenario.lake.open_native_writable().execute("CREATE TABLE lake.public.taken (id int)");
+    scenario.source.execute("ALTER TABLE shop.orders RENAME TO taken; UPDATE shop.taken SET v = 'again' WHERE id < 5");
+    let told = scenario.duckpipe.sync_once().expect(0);
+    assert!(told.output().contains("keeps its name"), "{}", told.output());
+    assert_is(&scenario, "shop.taken", "public.orders");
+    scenario.duckpipe.run(&["validate"]).expect(0);
+}

@@ -1,0 +1,231 @@
+//! `duckpipe tables add|remove|pause|resume`, and an edited configuration with SIGHUP: the other tables do not notice.
+
+use std::time::Duration;
+
+use crate::lab::{CatalogKind, Combination, Duckpipe, NativeLake, Running, StoreKind, assert_equal};
+use crate::scenario::Scenario;
+use crate::workload::Writer;
+
+const SYNC: &str = "[sync]\nflush_interval = \"50ms\"\n";
+const POSTGRES: Combination = Combination { catalog: CatalogKind::Postgres, store: StoreKind::Local };
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// Three tables, of which two are followed.
+fn scenario(name: &str, combination: Combination) -> Scenario<'static> {
+    let rest = format!("{SYNC}{}", Duckpipe::tables(&["public.stays", "public.t"]));
+    let mut scenario = Scenario::new(name, combination, &rest);
+    for table in ["stays", "t", "more"] {
+        scenario.source.execute(&format!(
+            "CREATE TABLE {table} (id int PRIMARY KEY, n int, v text); \
+             INSERT INTO {table} SELECT i, 0, 'v' FROM generate_series(1, 2000) i"
+        ));
+    }
+    scenario.converge(&["public.stays", "public.t"]);
+    scenario.duckpipe.set("DUCKPIPE_SYNC__RESYNC", "auto");
+    scenario
+}
+
+/// Writes the same number into all tables, in one transaction, again and again.
+fn writer(scenario: &Scenario<'_>) -> Writer {
+    let mut number = 0;
+    Writer::of(&scenario.source.url(), move |client| {
+        number += 1;
+        let changes: String = ["stays", "t", "more"]
+            .iter()
+            .map(|table| {
+                format!(
+                    "UPDATE {table} SET n = {number} WHERE id = 1; INSERT INTO {table} VALUES ({}, {number}); \
+                     UPDATE {table} SET v = 'v{number}' WHERE id = 2 + {number} % 1000; ",
+                    10_000 + number
+                )
+            })
+            .collect();
+        client.execute(&format!("BEGIN; {changes} COMMIT"));
+        std::thread::sleep(Duration::from_millis(10));
+    })
+}
+
+/// Waits until the table has this state, and everything that the source has by now is in the lake.
+fn waits_for(scenario: &Scenario<'_>, sync: &mut Running<'_>, table: &str, wanted: &str) {
+    let lsn = scenario.source.lsn();
+    sync.wait_until(&format!("{table} {wanted}"), MINUTE, |status| {
+        let tables = status.0["tables"].as_array().cloned().unwrap_or_default();
+        let state = tables.iter().find(|known| known["source"] == table).map(|known| known["state"].clone());
+        state.unwrap_or("unknown".into()) == wanted && status.applied_lsn() >= Some(lsn)
+    });
+}
+
+/// What the lake shows of the first row of a table, now.
+fn n(scenario: &Scenario<'_>, table: &str) -> String {
+    let native = scenario.lake.open_beside_sync();
+    native.text(&format!("SELECT n FROM {} WHERE id = 1", NativeLake::table(table, None)))
+}
+
+fn every_command(combination: Combination) {
+    let scenario = scenario(&format!("commands_{}", combination.name()), combination);
+    let tables = |arguments: &[&str]| scenario.duckpipe.run(&[&["tables"][..], arguments].concat());
+    let mut sync = scenario.duckpipe.sync();
+    sync.wait_until("the stream", MINUTE, |status| status.all("streaming"));
+    let writing = writer(&scenario);
+
+    // One stands still, the other goes on.
+    tables(&["pause", "public.t"]).expect(0);
+    waits_for(&scenario, &mut sync, "public.t", "paused");
+    let (stands, before) = (n(&scenario, "public.t"), n(&scenario, "public.stays"));
+    waits_for(&scenario, &mut sync, "public.t", "paused");
+    assert_eq!(n(&scenario, "public.t"), stands);
+    assert_ne!(n(&scenario, "public.stays"), before);
+    let refused = tables(&["resume", "public.stays"]);
+    assert_ne!(refused.code, Some(0));
+    assert!(refused.output().contains("there is nothing to resume"), "{}", refused.output());
+    tables(&["resume", "public.t"]).expect(0);
+    waits_for(&scenario, &mut sync, "public.t", "streaming");
+
+    // One comes, while it is written to.
+    let added = tables(&["add", "public.more", "--exclude-column", "v"]).expect(0).stdout;
+    assert!(added.contains("the running sync copies it"), "{added}");
+    waits_for(&scenario, &mut sync, "public.more", "streaming");
+    let refused = tables(&["add", "public.more"]).expect(2).output();
+    assert!(refused.contains("followed already"), "{refused}");
+    let refused = tables(&["add", "public.mor"]);
+    assert!(refused.code != Some(0) && refused.output().contains("did you mean public.more?"), "{}", refused.output());
+
+    // One goes, and its table in the lake with it.
+    tables(&["remove", "public.t", "--drop"]).expect(0);
+    waits_for(&scenario, &mut sync, "public.t", "unknown");
+    writing.stop();
+    waits_for(&scenario, &mut sync, "public.stays", "streaming");
+    sync.terminate().expect(0);
+    scenario.assert_equal(&["public.stays"]);
+    let native = scenario.lake.open_native();
+    crate::lab::Comparison::new(&scenario.source, &native, "public.more", "public.more", &["v"])
+        .run(&scenario.source, &native)
+        .unwrap_or_else(|difference| panic!("{difference}"));
+    let left = native.rows("SELECT table_name FROM duckdb_tables() WHERE database_name = 'lake' ORDER BY 1");
+    assert_eq!(left, [[Some("more".to_owned())], [Some("stays".to_owned())]]);
+    drop(native);
+    let published = "SELECT string_agg(tablename, ' ' ORDER BY tablename) FROM pg_publication_tables";
+    assert_eq!(scenario.source.text(published), "more stays");
+    let text = std::fs::read_to_string(scenario.duckpipe.config()).unwrap();
+    assert!(text.contains("public.more") && !text.contains("public.t\""), "{text}");
+    scenario.duckpipe.run(&["validate"]).expect(0);
+}
+
+#[test]
+fn every_command_duckdb() {
+    every_command(Combination::EMBEDDED);
+}
+
+#[test]
+fn every_command_postgres() {
+    every_command(POSTGRES);
+}
+
+/// Wherever it dies, what was wanted is done by the next start.
+#[test]
+fn killed_in_a_command() {
+    let mut scenario = scenario("commands_killed", Combination::EMBEDDED);
+    let dies_at = |scenario: &mut Scenario<'_>, failpoint: &str| {
+        scenario.duckpipe.die_at(failpoint, 1);
+        let died = scenario.duckpipe.sync().wait(MINUTE);
+        assert_eq!(died.code, None, "{failpoint}: {}", died.output());
+        scenario.duckpipe.live();
+        scenario.source.execute("UPDATE t SET v = v || '.' WHERE id < 50; UPDATE stays SET v = v || '.'");
+    };
+    scenario.duckpipe.run(&["tables", "pause", "public.t"]).expect(0);
+    dies_at(&mut scenario, "table_paused");
+    scenario.converge(&["public.stays"]);
+    assert_eq!(scenario.duckpipe.status().state("public.t"), "paused");
+    scenario.duckpipe.run(&["tables", "resume", "public.t"]).expect(0);
+    dies_at(&mut scenario, "beside_join");
+    let mut sync = scenario.duckpipe.sync();
+    waits_for(&scenario, &mut sync, "public.t", "streaming");
+    sync.terminate().expect(0);
+    scenario.assert_equal(&["public.stays", "public.t"]);
+    scenario.duckpipe.run(&["tables", "remove", "public.t", "--drop"]).expect(0);
+    dies_at(&mut scenario, "table_removed");
+    scenario.converge(&["public.stays"]);
+    let status = scenario.duckpipe.status();
+    assert_eq!(status.0["tables"].as_array().map(Vec::len), Some(1), "{}", status.0);
+    let left = "SELECT count(*) FROM duckdb_tables() WHERE database_name = 'lake' AND table_name = 't'";
+    assert_eq!(scenario.lake.open_native().number(left), 0);
+}
+
+/// While nobody runs: the next start sees to it.
+#[test]
+fn every_command_while_nobody_runs() {
+    let scenario = scenario("commands_between", Combination::EMBEDDED);
+    let change =
+        |text: &str| scenario.source.execute(&format!("UPDATE t SET v = '{text}'; UPDATE stays SET v = '{text}'"));
+    scenario.duckpipe.run(&["tables", "pause", "public.t"]).expect(0);
+    change("one");
+    scenario.converge(&["public.stays"]);
+    assert_eq!(scenario.duckpipe.status().state("public.t"), "paused");
+    let old = "SELECT count(*) FROM lake.public.t WHERE v = 'one'";
+    assert_eq!(scenario.lake.open_native().number(old), 0);
+    scenario.duckpipe.run(&["tables", "resume", "public.t"]).expect(0);
+    let mut sync = scenario.duckpipe.sync();
+    waits_for(&scenario, &mut sync, "public.t", "streaming");
+    sync.terminate().expect(0);
+    scenario.assert_equal(&["public.stays", "public.t"]);
+
+    let removed = scenario.duckpipe.run(&["tables", "remove", "public.t"]).expect(0).stdout;
+    assert!(removed.contains("the next sync lets it go"), "{removed}");
+    change("two");
+    scenario.converge(&["public.stays"]);
+    let status = scenario.duckpipe.status();
+    assert_eq!(status.0["tables"].as_array().map(Vec::len), Some(1), "{}", status.0);
+    assert!(scenario.lake.open_native().number("SELECT count(*) FROM lake.public.t") > 0, "the lake's table stays");
+    let only = scenario.duckpipe.run(&["tables", "remove", "public.stays"]).expect(2).output();
+    assert!(only.contains("the only table"), "{only}");
+}
+
+/// An edited file and SIGHUP: what is named comes, what is not named any more stands still, and comes back once it is named again. A
+/// file that is wrong changes nothing.
+#[test]
+fn an_edited_file_and_sighup() {
+    let scenario = scenario("commands_hup", Combination::EMBEDDED);
+    let file = std::fs::read_to_string(scenario.duckpipe.config()).unwrap();
+    let head = file.split("[[tables]]").next().unwrap().to_owned();
+    let name = |tables: &[&str]| scenario.duckpipe.configure(&(head.clone() + &Duckpipe::tables(tables)));
+    let mut sync = scenario.duckpipe.sync();
+    sync.wait_until("the stream", MINUTE, |status| status.all("streaming"));
+    let writing = writer(&scenario);
+
+    name(&["public.stays", "public.more"]);
+    sync.signal("HUP");
+    waits_for(&scenario, &mut sync, "public.t", "paused");
+    waits_for(&scenario, &mut sync, "public.more", "streaming");
+    let status = scenario.duckpipe.status();
+    assert_eq!(status.table("public.t")["error"], "[[tables]] does not name it any more");
+
+    scenario.duckpipe.configure("this is no configuration");
+    sync.signal("HUP");
+    sync.wait_for_output("the former one stays", MINUTE);
+    name(&["public.stays", "public.more"]);
+    waits_for(&scenario, &mut sync, "public.more", "streaming");
+
+    // Named again, with other columns: a fresh copy.
+    name(&["public.stays", "public.t"]);
+    let text = std::fs::read_to_string(scenario.duckpipe.config()).unwrap();
+    scenario.duckpipe.configure(&(text + "[[tables]]\nsource = \"public.more\"\nexclude_columns = [\"v\"]\n"));
+    sync.signal("HUP");
+    waits_for(&scenario, &mut sync, "public.t", "streaming");
+    crate::lab::wait_for(
+        "the column is gone",
+        MINUTE,
+        || {
+            let columns = scenario.lake.open_beside_sync().columns("public.more", None);
+            (columns.len() == 2).then_some(())
+        },
+        || sync.tail(),
+    );
+    waits_for(&scenario, &mut sync, "public.more", "streaming");
+    writing.stop();
+    waits_for(&scenario, &mut sync, "public.more", "streaming");
+    assert_equal(&scenario.source, &scenario.lake.open_beside_sync(), "public.t");
+    sync.terminate().expect(0);
+    scenario.assert_equal(&["public.stays", "public.t"]);
+    scenario.duckpipe.run(&["validate"]).expect(0);
+    scenario.duckpipe.run(&["validate", "--files"]).expect(0);
+}
