@@ -1,4 +1,4 @@
-# The commands of this project. CI runs `make test`, nothing else. `make help` lists the targets.
+# The commands of this project. CI (`.ci/run`) runs `make test`, then what of the longer ones fits its time. `make help` lists the targets.
 # Everything that is fetched or built lies in the cache, outside the checkout: a clean clone reuses it.
 SHELL := /bin/bash
 export DUCKPIPE_CACHE ?= $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/duckpipe

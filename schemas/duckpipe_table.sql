@@ -4,9 +4,6 @@ CREATE TABLE duckpipe_table (
     source_oid BIGINT NOT NULL,
     source_schema VARCHAR NOT NULL,
     source_table VARCHAR NOT NULL,
-    -- What the source's table was called when the configuration selected it. NULL: as it is called now.
-    selected_schema VARCHAR,
-    selected_table VARCHAR,
     target_schema VARCHAR NOT NULL,
     target_table VARCHAR NOT NULL,
     -- DuckLake's table_id. NULL while the lake's table is being made.
@@ -30,5 +27,8 @@ CREATE TABLE duckpipe_table (
     last_commit_at TIMESTAMPTZ,
     -- Why it is errored; or paused, where nobody asked for that.
     error VARCHAR,
+    -- What the source's table was called when the configuration selected it. NULL: as it is called now.
+    selected_schema VARCHAR,
+    selected_table VARCHAR,
     PRIMARY KEY (pipeline, target_schema, target_table)
 );

@@ -63,12 +63,12 @@ fn equal_rows_are_counted(combination: Combination) {
     scenario.source.execute(CREATE);
     scenario.converge(&[TABLE]);
     let mut random = StdRng::seed_from_u64(seed(&name, 5));
-    for round in 0..6 {
+    for round in 0..4 {
         let mut sync = scenario.duckpipe.sync();
         for _ in 0..25 {
             scenario.source.execute(&transaction(&mut random));
         }
-        if round == 3 {
+        if round == 2 {
             sync.kill9();
             scenario.converge(&[TABLE]);
             sync = scenario.duckpipe.sync();

@@ -538,3 +538,16 @@ fn generated_columns_of_a_full_identity() {
     scenario.source.execute("UPDATE t SET n = -n WHERE id <= 50; DELETE FROM t WHERE id > 90");
     scenario.converge(&["public.t"]);
 }
+
+/// A standby that synchronises slots can take over: from version 17 on the slot is one of those.
+#[test]
+fn the_slot_fails_over_where_it_can() {
+    let scenario = Scenario::new("life_failover", Combination::EMBEDDED, "[[tables]]\nsource = \"public.t\"\n");
+    scenario.source.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
+    scenario.converge(&["public.t"]);
+    if scenario.source.number("SELECT current_setting('server_version_num')::int / 10000") >= 17 {
+        assert_eq!(scenario.slot_column("failover"), "t");
+    }
+    scenario.source.execute("INSERT INTO t VALUES (2)");
+    scenario.converge(&["public.t"]);
+}

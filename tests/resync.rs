@@ -223,3 +223,31 @@ fn killed_duckdb() {
 fn killed_postgres() {
     killed(POSTGRES);
 }
+
+/// A catalog that answers nobody for longer than the stream stands still for a copy: who has joined is asked when it answers again.
+#[test]
+fn a_catalog_that_hangs() {
+    let mut scenario = copied("resync_hangs", POSTGRES);
+    scenario.duckpipe.set("DUCKPIPE_SYNC__RESYNC", "auto");
+    let mut sync = scenario.duckpipe.sync();
+    sync.wait_until("the stream", MINUTE, |status| status.all("streaming"));
+    let writer = writer(&scenario);
+    scenario.duckpipe.run(&["tables", "resync", "public.t"]).expect(0);
+    let catalog = Client::connect(&scenario.lake.catalog());
+    let copied = "SELECT count(*) FROM duckpipe_table WHERE source_table = 't' AND state = 'catchup'";
+    wait_for("the copy", MINUTE, || (catalog.number(copied) == 1).then_some(()), || sync.tail());
+    catalog.execute("BEGIN; LOCK TABLE duckpipe_format IN EXCLUSIVE MODE");
+    let before = writer.written();
+    let locked = std::time::Instant::now();
+    // Longer than any of them waits.
+    wait_for("time", MINUTE, || (locked.elapsed() > Duration::from_secs(23)).then_some(()), || sync.tail());
+    assert!(sync.runs() && writer.written() > before);
+    catalog.execute("COMMIT");
+    level(&scenario, &mut sync, "the copy joins");
+    writer.stop();
+    level(&scenario, &mut sync, "the end");
+    sync.terminate().expect(0);
+    scenario.assert_equal(&BOTH);
+    nothing_is_left(&scenario);
+    scenario.duckpipe.run(&["validate"]).expect(0);
+}

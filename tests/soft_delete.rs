@@ -67,7 +67,7 @@ fn keeps_what_is_deleted(combination: Combination) {
     scenario.source.execute("ALTER TABLE whole REPLICA IDENTITY FULL");
     scenario.duckpipe.sync_once().expect(0);
     let mut random = StdRng::seed_from_u64(seed(&name, 3));
-    for round in 0..5 {
+    for round in 0..4 {
         let mut sync = scenario.duckpipe.sync();
         for _ in 0..40 {
             let table = if random.random_bool(0.5) { "t" } else { "whole" };

@@ -328,14 +328,12 @@ fn while_source_and_lake_are_compared() {
     scenario.duckpipe.run(&["validate"]).expect(0);
 }
 
-/// Partitions are followed as tables of their own: each goes by itself, or all with the table that they belong to.
+/// Partitions that are followed as tables of their own, each by its name: each is emptied by itself, or all with the table that they
+/// belong to.
 #[test]
 fn of_partitions() {
-    let scenario = Scenario::new(
-        "truncate_partitions",
-        Combination::EMBEDDED,
-        &format!("{ONE_FLUSH}[[tables]]\nsource = \"public.*\"\n"),
-    );
+    let tables = Duckpipe::tables(&["public.one", "public.two"]);
+    let scenario = Scenario::new("truncate_partitions", Combination::EMBEDDED, &format!("{ONE_FLUSH}{tables}"));
     scenario.source.execute(
         "CREATE TABLE whole (id int, part int, PRIMARY KEY (id, part)) PARTITION BY LIST (part); \
          CREATE TABLE one PARTITION OF whole FOR VALUES IN (1); CREATE TABLE two PARTITION OF whole FOR VALUES IN (2); \

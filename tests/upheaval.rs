@@ -16,7 +16,7 @@ use crate::lab::{CatalogKind, Combination, Comparison, NativeLake, Running, Stor
 use crate::scenario::Scenario;
 
 /// Seeds by default.
-const SEEDS: u64 = 2;
+const SEEDS: u64 = 1;
 /// In each round the process is killed once.
 const ROUNDS: u32 = 3;
 const STEPS: u32 = 14;

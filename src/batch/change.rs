@@ -140,6 +140,11 @@ impl ChangeBuilder {
         self.append_old(map, Op::Delete, old)
     }
 
+    #[cfg(test)]
+    pub(super) fn layout(&self) -> &TableLayout {
+        self.rows.layout()
+    }
+
     /// Rows that wait; a change of the key counts as two.
     pub fn rows(&self) -> usize {
         self.rows.rows()

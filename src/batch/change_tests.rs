@@ -7,7 +7,7 @@ use arrow::datatypes::Int32Type;
 use proptest::prelude::*;
 
 use super::change::{ChangeBatch, ChangeBuilder, Op};
-use super::layout::TableLayout;
+use super::layout::{Mode, TableLayout};
 use super::mapping;
 use super::pgoutput::{Message, Value, parse};
 use super::relation::RelationMap;
@@ -32,6 +32,12 @@ struct Fixture {
 impl Fixture {
     fn new(identity: ReplicaIdentity) -> Self {
         Fixture::with(identity, OnUnrepresentable::Error)
+    }
+
+    fn of(identity: ReplicaIdentity, mode: Mode) -> Self {
+        let Fixture { map, builder } = Fixture::new(identity);
+        let layout = TableLayout { mode, ..builder.layout().clone() };
+        Fixture { map, builder: ChangeBuilder::new(Arc::new(layout), OnUnrepresentable::Error) }
     }
 
     fn with(identity: ReplicaIdentity, policy: OnUnrepresentable) -> Self {
@@ -237,6 +243,54 @@ fn a_delete_carries_the_key_only() {
     let mut changes = Fixture::new(ReplicaIdentity::Full);
     changes.delete((b'O', &tuple("1", text("a"), text("eu")))).unwrap();
     assert_eq!(changes.finish(), [only_key(Op::Delete, 1, "eu")]);
+}
+
+#[test]
+fn a_history_has_the_old_row_as_it_is_sent() {
+    let mut changes = Fixture::of(ReplicaIdentity::Full, Mode::History);
+    let old = tuple("1", text("a"), text("eu"));
+    changes.update(Some((b'O', &old)), &tuple("1", Value::Unchanged, text("eu"))).unwrap();
+    changes.update(Some((b'O', &old)), &tuple("2", text("b"), text("eu"))).unwrap();
+    changes.delete((b'O', &old)).unwrap();
+    assert_eq!(
+        changes.finish(),
+        [
+            whole(Op::Before, 1, "a", "eu"),
+            whole(Op::Update, 1, "a", "eu"),
+            whole(Op::MoveOut, 1, "a", "eu"),
+            whole(Op::MoveIn, 2, "b", "eu"),
+            whole(Op::Delete, 1, "a", "eu"),
+        ]
+    );
+    let mut changes = Fixture::of(ReplicaIdentity::Default, Mode::History);
+    changes.update(None, &tuple("1", text("b"), text("eu"))).unwrap();
+    changes.delete((b'K', &key("1", "eu"))).unwrap();
+    assert_eq!(changes.finish(), [whole(Op::Update, 1, "b", "eu"), only_key(Op::Delete, 1, "eu")]);
+}
+
+#[test]
+fn a_deleted_row_that_is_kept_is_as_it_was() {
+    let kept = |op| (op, Some(1), None, Some("eu".to_owned()), None, vec![BODY, NUMBER]);
+    let mut changes = Fixture::of(ReplicaIdentity::Default, Mode::SoftDelete);
+    changes.delete((b'K', &key("1", "eu"))).unwrap();
+    changes.update(Some((b'K', &key("1", "eu"))), &tuple("2", text("b"), text("eu"))).unwrap();
+    assert_eq!(changes.finish(), [kept(Op::Delete), kept(Op::MoveOut), whole(Op::MoveIn, 2, "b", "eu")]);
+    let mut changes = Fixture::of(ReplicaIdentity::Full, Mode::SoftDelete);
+    let old = tuple("1", text("a"), text("eu"));
+    changes.delete((b'O', &old)).unwrap();
+    changes.update(Some((b'O', &old)), &tuple("1", text("b"), text("eu"))).unwrap();
+    assert_eq!(changes.finish(), [whole(Op::Delete, 1, "a", "eu"), whole(Op::Update, 1, "b", "eu")]);
+}
+
+#[test]
+fn an_insert_without_all_its_values_stops_the_table() {
+    let mut changes = Fixture::new(ReplicaIdentity::Default);
+    changes.insert(&tuple("1", text("a"), text("eu"))).unwrap();
+    let error = changes.insert(&tuple("2", Value::Unchanged, text("eu"))).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Table);
+    assert!(error.is_mended_by_resync() && error.to_string().contains("row filter"), "{error}");
+    changes.update(None, &tuple("3", Value::Unchanged, text("eu"))).unwrap();
+    assert_eq!(changes.finish(), [whole(Op::Insert, 1, "a", "eu"), unsent(Op::Update, 3, "eu")]);
 }
 
 #[test]

@@ -215,7 +215,10 @@ fn what_init_writes_is_read() {
                 .lines()
                 .map(|line| match line.strip_prefix("# ") {
                     Some(rest) if rest.split_whitespace().nth(1) == Some("=") => {
-                        format!("{}\n", if rest.starts_with("target") { "" } else { rest })
+                        format!(
+                            "{}\n",
+                            if ["target", "where"].iter().any(|key| rest.starts_with(key)) { "" } else { rest }
+                        )
                     }
                     _ => format!("{line}\n"),
                 })

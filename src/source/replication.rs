@@ -94,15 +94,22 @@ impl ReplicationConnection {
     /// Waits until every transaction that is open in the source has ended. Being dropped while it waits leaves no slot
     /// behind, once the server has noticed.
     pub async fn create_slot(&mut self, slot: &str) -> Result<CreatedSlot> {
-        self.create(slot, "").await
+        self.create(slot, false).await
     }
 
     /// The same with a slot that ends with this connection: a snapshot whose position is known.
     pub async fn create_temporary_slot(&mut self, slot: &str) -> Result<CreatedSlot> {
-        self.create(slot, "TEMPORARY ").await
+        self.create(slot, true).await
     }
 
-    async fn create(&mut self, slot: &str, kind: &str) -> Result<CreatedSlot> {
+    async fn in_recovery(&mut self) -> Result<bool> {
+        const WHAT: &str = "Asking whether the source is a standby";
+        let rows = self.wire.query("SELECT pg_is_in_recovery()").await.map_err(|error| error.into_error(WHAT))?;
+        let row = rows.first().ok_or_else(|| Error::new(ErrorKind::Internal, format!("{WHAT} gave no answer")))?;
+        Ok(text(row, 0)? == "t")
+    }
+
+    async fn create(&mut self, slot: &str, temporary: bool) -> Result<CreatedSlot> {
         const WHAT: &str = "Creating the replication slot";
         // So that the server sees a client that has gone while it waits for other transactions, and gives the slot up. The
         // second statement arms the timer, which the command that creates the slot would not do; it rearms itself.
@@ -111,9 +118,16 @@ impl ReplicationConnection {
             Ok(_) | Err(QueryError::Server(_)) => {}
             Err(error) => return Err(error.into_error(WHAT)),
         }
-        // The form that versions before 15 know too; later ones still take it.
-        let command =
-            format!("CREATE_REPLICATION_SLOT {} {kind}LOGICAL pgoutput EXPORT_SNAPSHOT", sql::identifier(slot));
+        let slot_name = sql::identifier(slot);
+        let command = match temporary {
+            // The form that versions before 15 know too; later ones still take it.
+            true => format!("CREATE_REPLICATION_SLOT {slot_name} TEMPORARY LOGICAL pgoutput EXPORT_SNAPSHOT"),
+            // A standby that synchronises slots has it too, and can take over.
+            false if self.wire.major_version() >= 17 && !self.in_recovery().await? => {
+                format!("CREATE_REPLICATION_SLOT {slot_name} LOGICAL pgoutput (SNAPSHOT 'export', FAILOVER true)")
+            }
+            false => format!("CREATE_REPLICATION_SLOT {slot_name} LOGICAL pgoutput EXPORT_SNAPSHOT"),
+        };
         let create = self.wire.query(&command);
         let mut create = std::pin::pin!(create);
         let rows = loop {

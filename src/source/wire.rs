@@ -78,6 +78,11 @@ impl Wire {
         Ok(wire)
     }
 
+    /// The server's major version: 15.
+    pub(crate) fn major_version(&self) -> u32 {
+        session_settings::major_version(&self.server_version)
+    }
+
     /// Runs statements and returns the rows of them all.
     pub(crate) async fn query(&mut self, sql: &str) -> Result<Vec<Row>, QueryError> {
         match self.simple_query(sql).await? {

@@ -143,7 +143,7 @@ async fn every_connection_pins_its_parameters() {
             "DROP ROLE IF EXISTS odd; CREATE ROLE odd LOGIN REPLICATION PASSWORD 'x'; ALTER ROLE odd SET datestyle = 'German, DMY'; \
              ALTER ROLE odd SET timezone = 'Asia/Kolkata'; ALTER ROLE odd SET intervalstyle = 'iso_8601'; \
              ALTER ROLE odd SET extra_float_digits = -5; ALTER ROLE odd SET bytea_output = 'escape'; \
-             ALTER ROLE odd SET statement_timeout = '1ms'; ALTER ROLE odd SET search_path = 'public'; \
+             ALTER ROLE odd SET statement_timeout = '9s'; ALTER ROLE odd SET search_path = 'public'; \
              ALTER ROLE odd SET quote_all_identifiers = on",
         )
         .await
