@@ -112,7 +112,7 @@ fn replays(combination: Combination) {
             let table = if random.random_bool(0.5) { "t" } else { "whole" };
             both.mirror.source.execute(&transaction(&mut random, table));
             // So often, at least, there is another version.
-            if number % 3 == 0 {
+            if number % 6 == 0 {
                 mirroring.wait_for_lsn(both.mirror.source.lsn(), MINUTE);
             }
         }
@@ -147,7 +147,7 @@ fn replays(combination: Combination) {
         );
         assert_eq!(kept.number(&untimed), 0, "changes of {table} without a time");
     }
-    assert!(seen >= 40, "{seen} versions");
+    assert!(seen >= 30, "{seen} versions");
     // Under FULL the whole row is there before the change, and when it is gone; else its key.
     let before = |table: &str| {
         format!("SELECT count(*) FROM lake.public.{table} WHERE _op IN ('before', 'delete') AND large IS NOT NULL")
