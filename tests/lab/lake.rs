@@ -1,6 +1,7 @@
 //! Where a lake lies, and how somebody who knows nothing of duckpipe reads it: stock DuckDB with its own extensions.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use duckdb::Connection;
 use duckpipe::lsn::Lsn;
@@ -8,7 +9,10 @@ use tempfile::TempPath;
 
 use super::minio::{ACCESS_KEY, Bucket, Minio, SECRET_KEY};
 use super::postgres::{Database, PASSWORD, Postgres, RUNTIME};
-use super::process::{Folder, cache};
+use super::process::{Folder, cache, wait_for};
+
+/// How long a sync may take to open its socket.
+const SYNC_STARTS: Duration = Duration::from_secs(20);
 
 /// What holds the catalog.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -142,8 +146,12 @@ impl Lake {
         match self.combination.catalog {
             CatalogKind::Postgres => self.open_native(),
             CatalogKind::DuckDb => {
-                let copy = RUNTIME.block_on(duckpipe::admin::copy_catalog(&self.catalog_file()));
-                let copy = copy.unwrap_or_else(|error| panic!("{error}")).expect("a sync that runs on this catalog");
+                let ask = || {
+                    let copy = RUNTIME.block_on(duckpipe::admin::copy_catalog(&self.catalog_file()));
+                    copy.unwrap_or_else(|error| panic!("{error}"))
+                };
+                // There is none before the sync has its socket, a moment after it was started.
+                let copy = wait_for("the sync's copy of its catalog", SYNC_STARTS, ask, String::new);
                 let mut lake = self.open_at(&copy.display().to_string(), "READ_ONLY");
                 lake.copy = Some(copy);
                 lake
