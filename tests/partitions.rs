@@ -151,6 +151,58 @@ fn what_no_message_tells_while_nobody_runs() {
     scenario.assert_equal(&[TABLE]);
 }
 
+/// Made, filled, and gone or emptied before the catalog was looked at: only the stream tells of such a partition.
+const BETWEEN_LOOKS: [(&str, &str); 3] = [
+    (
+        "CREATE TABLE brief PARTITION OF events FOR VALUES FROM (100) TO (110); \
+         INSERT INTO events SELECT i, 105, 'gone' FROM generate_series(1, 50) i; DROP TABLE brief",
+        "public.brief was detached or dropped",
+    ),
+    (
+        "CREATE TABLE emptied PARTITION OF events FOR VALUES FROM (110) TO (120); \
+         INSERT INTO events SELECT i, 115, 'gone' FROM generate_series(1, 50) i; TRUNCATE emptied",
+        "public.emptied was truncated by itself",
+    ),
+    (
+        "CREATE TABLE long PARTITION OF events FOR VALUES FROM (120) TO (130); \
+         INSERT INTO events SELECT i, 125, 'gone' FROM generate_series(1, 5000) i; ALTER TABLE events DETACH PARTITION long",
+        "public.long was detached or dropped",
+    ),
+];
+
+#[test]
+fn partitions_that_come_and_go_between_two_looks() {
+    let mut scenario = scenario("parts_brief", Combination::EMBEDDED);
+    scenario.converge(&[TABLE]);
+    scenario.duckpipe.set("DUCKPIPE_SYNC__RESYNC", "auto");
+    for (change, said) in BETWEEN_LOOKS {
+        change.split("; ").for_each(|statement| scenario.source.execute(statement));
+        let mut sync = scenario.duckpipe.sync();
+        sync.wait_for_output(said, MINUTE);
+        level(&scenario, &mut sync, change);
+        sync.terminate().expect(0);
+        scenario.assert_equal(&[TABLE]);
+    }
+}
+
+/// The rows of a partition came into the lake, the process died, and the partition went.
+#[test]
+fn a_partition_that_goes_after_a_kill() {
+    let mut scenario = scenario("parts_killed", Combination::EMBEDDED);
+    scenario.converge(&[TABLE]);
+    scenario.duckpipe.set("DUCKPIPE_SYNC__RESYNC", "auto");
+    scenario.source.execute("CREATE TABLE brief PARTITION OF events FOR VALUES FROM (100) TO (110)");
+    scenario.source.execute("INSERT INTO events SELECT i, 105, 'gone' FROM generate_series(1, 50) i");
+    let dying = scenario.duckpipe.start_with(&["sync"], &[("DUCKPIPE_FAILPOINT", "commit_after")]);
+    assert_eq!(dying.wait(MINUTE).code, None, "not killed");
+    scenario.source.execute("DROP TABLE brief");
+    let mut sync = scenario.duckpipe.sync();
+    sync.wait_for_output("public.brief was detached or dropped", MINUTE);
+    level(&scenario, &mut sync, "the copy");
+    sync.terminate().expect(0);
+    scenario.assert_equal(&[TABLE]);
+}
+
 /// What can't be followed as one table is refused, with what to do about it.
 #[test]
 fn what_is_refused() {

@@ -20,7 +20,7 @@ pub struct Partition {
     pub name: TableName,
     /// `pg_class.relfilenode`; 0 where it is partitioned itself.
     pub file_node: u32,
-    /// The transaction that made it a partition of its parent (`pg_inherits.xmin`).
+    /// The transaction that made it a partition of its parent (`pg_inherits.xmin`); 0 where only the stream has told of it.
     pub attached_by: u32,
     /// That transaction made the table too, as CREATE TABLE … PARTITION OF does: it had no rows.
     #[serde(skip)]
@@ -37,6 +37,27 @@ pub struct Partition {
     /// The planner's estimate of the number of rows, not negative.
     #[serde(skip)]
     pub estimated_rows: i64,
+}
+
+impl Partition {
+    /// One that has brought rows, as a message says that names it. It may be gone before the catalog is looked at.
+    pub fn heard_of(oid: u32, name: TableName) -> Partition {
+        Partition {
+            oid,
+            name,
+            file_node: oid,
+            attached_by: 0,
+            born: false,
+            changed_by: 0,
+            logged: true,
+            pages: 0,
+            estimated_rows: 0,
+        }
+    }
+
+    fn is_hearsay(&self) -> bool {
+        self.attached_by == 0
+    }
 }
 
 /// The tables below the table `oid`, which may be a parameter or a number, as rows of (oid, parent's link).
@@ -103,23 +124,30 @@ pub fn unsaid(known: &[Partition], now: &[Partition], truncations: &HashSet<u32>
     for partition in known {
         let what = match find(now, partition.oid) {
             None => "was detached or dropped",
+            Some(_) if partition.is_hearsay() => continue,
             Some(found) if found.attached_by != partition.attached_by => "was detached, and attached again",
             Some(found) if found.file_node != partition.file_node && !truncations.contains(&found.changed_by) => {
-                "was truncated by itself, or written anew"
+                TRUNCATED
             }
             Some(_) => continue,
         };
         return Some(format!("its partition {} {what}", partition.name));
     }
-    now.iter().filter(|partition| find(known, partition.oid).is_none()).find_map(|partition| {
+    let is_known = |partition: &Partition| find(known, partition.oid).is_some_and(|known| !known.is_hearsay());
+    now.iter().filter(|partition| !is_known(partition)).find_map(|partition| {
+        // A table's first file has the table's oid for its name (`heap_create` in `src/backend/catalog/heap.c`).
+        let as_made = partition.file_node == partition.oid || partition.file_node == 0;
         let what = match (partition.born, partition.logged) {
-            (true, true) => return None,
+            (true, true) if as_made || truncations.contains(&partition.changed_by) => return None,
+            (true, true) => TRUNCATED,
             (false, true) => "was attached",
             (_, false) => "is not logged: it is a foreign table, or an unlogged one",
         };
         Some(format!("its partition {} {what}", partition.name))
     })
 }
+
+const TRUNCATED: &str = "was truncated by itself, or written anew";
 
 /// Whether a table still is made of the same tables, with the same files, since the same time.
 pub fn is_same(one: Option<&[Partition]>, other: Option<&[Partition]>) -> bool {
@@ -150,7 +178,7 @@ mod tests {
         Partition {
             oid,
             name,
-            file_node: oid * 10,
+            file_node: oid,
             attached_by: 7,
             born,
             changed_by: 7,
@@ -168,6 +196,21 @@ mod tests {
         assert_eq!(unsaid(&known, &[part(1), part(2), part(3)], &none), None, "made as a partition");
         let truncated = Partition { file_node: 99, changed_by: 8, ..part(2) };
         assert_eq!(unsaid(&known, &[part(1), truncated], &HashSet::from([8])), None, "with the whole table");
+    }
+
+    #[test]
+    fn what_only_the_stream_has_told_of() {
+        let heard = |oid| Partition::heard_of(oid, part(oid).name);
+        let known = [part(1), heard(2)];
+        let said = |now: &[Partition]| unsaid(&known, now, &HashSet::from([8]));
+        assert_eq!(said(&[part(1), part(2)]), None);
+        assert_eq!(said(&[part(1)]).unwrap_or_default(), "its partition s.p2 was detached or dropped");
+        let attached = Partition { born: false, ..part(2) };
+        assert_eq!(said(&[part(1), attached]).unwrap_or_default(), "its partition s.p2 was attached");
+        let truncated = Partition { file_node: 99, changed_by: 9, ..part(2) };
+        assert!(said(&[part(1), truncated.clone()]).unwrap_or_default().contains("s.p2 was truncated by itself"));
+        assert_eq!(said(&[part(1), Partition { changed_by: 8, ..truncated }]), None, "with the whole table");
+        assert!(!is_same(Some(&known), Some(&[part(1), part(2)])), "the catalog has more to tell of it");
     }
 
     #[test]

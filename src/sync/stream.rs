@@ -163,6 +163,8 @@ pub struct Stream<'a> {
     paused: Option<Paused>,
     /// Indexes of `tables` that the open transaction changed.
     touched: Vec<u32>,
+    /// The partitioned table that the message before described.
+    root: Option<u32>,
     /// Transactions that came in part.
     streamed: Streamed,
     /// Changes of columns that no row tells of.
@@ -229,6 +231,7 @@ impl<'a> Stream<'a> {
             is_applied: false,
             paused: None,
             touched: Vec::new(),
+            root: None,
             streamed: Streamed::default(),
             unseen: Unseen::default(),
             waiting: None,
@@ -378,6 +381,12 @@ impl<'a> Stream<'a> {
             true => pgoutput::parse_in_block(payload)?,
             false => (0, pgoutput::parse(payload)?),
         };
+        match &message {
+            Message::Relation(relation) => self.hear_of(relation),
+            // The types of its columns come before a relation.
+            Message::Type => {}
+            _ => self.root = None,
+        }
         match message {
             Message::Begin { final_lsn, xid, .. } => {
                 self.in_transaction = true;
@@ -476,6 +485,9 @@ impl<'a> Stream<'a> {
     /// What came in blocks takes its place behind everything that committed before. Returns the tables that it described anew.
     fn commit_streamed(&mut self, xid: u32, end_lsn: Lsn, commit_ts: i64) -> Result<Vec<u32>> {
         let tables = self.streamed.take(xid)?;
+        for (root, partition) in self.streamed.take_partitions(xid) {
+            self.add_partition(root, partition);
+        }
         let mut described = Vec::new();
         // An applied transaction may come again after a reconnect.
         let applied = end_lsn <= self.applied;

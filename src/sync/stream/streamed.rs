@@ -14,12 +14,15 @@ use crate::batch::change::ChangeBuilder;
 use crate::batch::pgoutput::Relation;
 use crate::batch::relation::RelationMap;
 use crate::error::{Error, ErrorKind, Result};
+use crate::source::partitions::Partition;
 use crate::sync::change_log::ChangeLog;
 
 /// The transactions that have begun to come, by their ids.
 #[derive(Default)]
 pub(super) struct Streamed {
     transactions: HashMap<u32, HashMap<u32, StreamedTable>>,
+    /// Partitions that they brought rows of, each with its transaction and its root's oid.
+    partitions: Vec<(u32, u32, Partition)>,
     /// The transaction whose block is open.
     open: Option<u32>,
 }
@@ -180,6 +183,7 @@ impl Streamed {
     pub(super) fn abort(&mut self, xid: u32, subxid: u32) -> Result<()> {
         if xid == subxid {
             self.transactions.remove(&xid);
+            self.partitions.retain(|(of, ..)| *of != xid);
             return Ok(());
         }
         for table in self.transactions.get_mut(&xid).into_iter().flat_map(HashMap::values_mut) {
@@ -188,6 +192,18 @@ impl Streamed {
             table.failures.retain(|(failed, _)| *failed != subxid);
         }
         Ok(())
+    }
+
+    /// The open block's transaction brings rows of a partition of the table `root`. Should only a subtransaction that rolls back have
+    /// made it, it is looked for in vain, and the table copied for nothing.
+    pub(super) fn hear_of(&mut self, root: u32, partition: Partition) {
+        self.partitions.extend(self.open.map(|xid| (xid, root, partition)));
+    }
+
+    /// The transaction committed: the partitions that it named, with their roots' oids.
+    pub(super) fn take_partitions(&mut self, xid: u32) -> Vec<(u32, Partition)> {
+        let named = self.partitions.extract_if(.., |(of, ..)| *of == xid);
+        named.map(|(_, root, partition)| (root, partition)).collect()
     }
 
     /// The transaction committed: what it did, by table, whole.

@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 use hashbrown::HashMap;
 
 use super::{Failure, Stream, Waiting, quarantine};
+use crate::batch::pgoutput::Relation;
 use crate::error::Result;
 use crate::lake::{Alteration, LakeTable, Renamed, TableState};
 use crate::lsn::Lsn;
-use crate::source::partitions;
+use crate::source::partitions::{self, Partition};
 use crate::source::table::SourceTable;
 use crate::sync::definition::{is_same, unclear};
 use crate::sync::failpoint::failpoint;
@@ -170,9 +171,37 @@ impl Stream<'_> {
             Err(error) => quarantine(table, error),
         }
     }
-}
 
-impl Stream<'_> {
+    /// The first row that a partition brings comes after a Relation message of its root, and then one of its own (`maybe_send_schema` in
+    /// `src/backend/replication/pgoutput/pgoutput.c`). So a partition is known of that is made, filled and gone between two looks.
+    pub(super) fn hear_of(&mut self, relation: &Relation) {
+        let followed = self.tables.get(&relation.oid);
+        let root = self.root.take();
+        self.root = followed.filter(|table| table.source.partitions.is_some()).map(|_| relation.oid);
+        let (None, Some(root)) = (followed, root) else { return };
+        let partition = Partition::heard_of(relation.oid, relation.name.clone());
+        if self.streamed.in_block() {
+            self.streamed.hear_of(root, partition);
+        } else {
+            self.add_partition(root, partition);
+        }
+    }
+
+    /// A partition of the table `root` brought rows; the commit that brings them into the lake says so too.
+    pub(super) fn add_partition(&mut self, root: u32, partition: Partition) {
+        let Some(table) = self.tables.get_mut(&root).filter(|table| table.failed.is_none()) else { return };
+        let Some(known) = &mut table.source.partitions else { return };
+        if known.iter().any(|known| known.oid == partition.oid) {
+            return;
+        }
+        known.push(partition);
+        table.unrecorded = true;
+        self.unseen.known.remove(&root);
+        if table.alteration.is_none() {
+            self.shared.replace(&table.table, &table.source);
+        }
+    }
+
     /// What changes of the lake's table without a row that would need it goes into a commit of its own.
     fn begin_alone(&mut self, oid: u32) {
         if let Some(table) = self.tables.get_mut(&oid).filter(|table| table.alteration.is_some()) {
