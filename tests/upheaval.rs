@@ -456,9 +456,10 @@ impl<'a> Upheaval<'a> {
                 Err(why) => why,
                 Ok(status) => {
                     self.resume_renamed(&status.0);
-                    match status.applied_lsn() >= Some(lsn) {
-                        false => format!("it is at {:?}, before {lsn}", status.applied_lsn()),
-                        true => match self.differs(&self.scenario.lake.open_beside_sync()) {
+                    match (status.applied_lsn() >= Some(lsn), self.unsettled(&status.0)) {
+                        (false, _) => format!("it is at {:?}, before {lsn}", status.applied_lsn()),
+                        (true, Some(why)) => format!("{why}\n{:#}", status.0["tables"]),
+                        (true, None) => match self.differs(&self.scenario.lake.open_beside_sync()) {
                             None => return,
                             Some(why) => format!("{why}\n{:#}", status.0["tables"]),
                         },
@@ -468,6 +469,15 @@ impl<'a> Upheaval<'a> {
             assert!(begun.elapsed() < PATIENCE, "after {PATIENCE:?}: {why}\n{}", sync.tail());
             std::thread::sleep(Duration::from_millis(200));
         }
+    }
+
+    /// Why the pipeline is on its way yet: a table is not followed, or one that the source has no more still is.
+    fn unsettled(&self, status: &serde_json::Value) -> Option<String> {
+        status["tables"].as_array().into_iter().flatten().find_map(|table| {
+            let (name, state) = (table["source"].as_str().unwrap_or_default(), &table["state"]);
+            let there = self.tables.iter().any(|table| format!("public.{}", table.name) == name);
+            (there != (state == "streaming")).then(|| format!("{name} is {state}"))
+        })
     }
 
     /// Tables that were renamed while they were paused go on by their new names.
