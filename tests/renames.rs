@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::lab::{CatalogKind, Combination, Comparison, Duckpipe, Running, StoreKind};
+use crate::lab::{CatalogKind, Combination, Comparison, Duckpipe, StoreKind};
 use crate::scenario::Scenario;
 
 const POSTGRES: Combination = Combination { catalog: CatalogKind::Postgres, store: StoreKind::Local };
@@ -17,16 +17,6 @@ fn scenario(name: &str, combination: Combination, on_rename: &str, tables: &[&st
          CREATE TABLE stays (id int PRIMARY KEY); CREATE SCHEMA shop",
     );
     scenario
-}
-
-/// Waits until a table of the source, as it is called now, has this state, and all that the source has by now is in the lake.
-fn waits_for(scenario: &Scenario<'_>, sync: &mut Running<'_>, table: &str, wanted: &str) {
-    let lsn = scenario.source.lsn();
-    sync.wait_until(&format!("{table} {wanted}"), MINUTE, |status| {
-        let tables = status.0["tables"].as_array().cloned().unwrap_or_default();
-        let state = tables.iter().find(|known| known["source"] == table).map(|known| known["state"].clone());
-        state.unwrap_or("unknown".into()) == wanted && status.applied_lsn() >= Some(lsn)
-    });
 }
 
 #[track_caller]
@@ -47,13 +37,13 @@ fn follows(combination: Combination) {
     sync.wait_until("the stream", MINUTE, |status| status.all("streaming"));
     scenario.source.execute("UPDATE orders SET v = 'a' WHERE id = 1");
     scenario.source.execute("ALTER TABLE orders RENAME TO orders_2025; UPDATE orders_2025 SET v = 'b' WHERE id = 2");
-    waits_for(&scenario, &mut sync, "public.orders_2025", "streaming");
+    scenario.wait_for_state(&mut sync, "public.orders_2025", "streaming");
     scenario
         .source
         .execute("CREATE TABLE orders (id int PRIMARY KEY, other date); INSERT INTO orders VALUES (1, '2026-01-01')");
-    waits_for(&scenario, &mut sync, "public.orders", "streaming");
+    scenario.wait_for_state(&mut sync, "public.orders", "streaming");
     scenario.source.execute("INSERT INTO orders VALUES (2, '2026-01-02'); DELETE FROM orders_2025 WHERE id > 400; INSERT INTO stays VALUES (1)");
-    waits_for(&scenario, &mut sync, "public.orders", "streaming");
+    scenario.wait_for_state(&mut sync, "public.orders", "streaming");
     sync.terminate().expect(0);
     scenario.assert_equal(&["public.orders", "public.orders_2025", "public.stays"]);
     let old = format!("SELECT count(*) FROM lake.public.orders AT (VERSION => {before}) WHERE v = 'old'");
@@ -103,11 +93,11 @@ fn keeps() {
     scenario.duckpipe.sync_once().expect(0);
     scenario.source.execute("INSERT INTO shop.renamed VALUES (1000, 'x', 'y', 2)");
     let mut sync = scenario.duckpipe.sync();
-    waits_for(&scenario, &mut sync, "shop.renamed", "streaming");
+    scenario.wait_for_state(&mut sync, "shop.renamed", "streaming");
     // A fresh copy finds it too.
     scenario.duckpipe.run(&["tables", "resync", "shop.renamed"]).expect(0);
     sync.wait_for_output("the fresh copy streams with the others", MINUTE);
-    waits_for(&scenario, &mut sync, "shop.renamed", "streaming");
+    scenario.wait_for_state(&mut sync, "shop.renamed", "streaming");
     sync.terminate().expect(0);
     let native = scenario.lake.open_native();
     let compared = Comparison::new(&scenario.source, &native, "shop.renamed", "public.orders", &["secret"]);

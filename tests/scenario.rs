@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use duckpipe::lsn::Lsn;
 
-use crate::lab::{Combination, Comparison, Database, Duckpipe, Finished, Lake, NativeLake, Postgres, wait_for};
+use crate::lab::{
+    Combination, Comparison, Database, Duckpipe, Finished, Lake, NativeLake, Postgres, Running, wait_for,
+};
 
 /// A source database, a lake and the pipeline between them. Dropping it drops the database with its slot, so that
 /// the shared cluster keeps no WAL for a test that is over.
@@ -76,6 +78,17 @@ impl<'a> Scenario<'a> {
     pub fn assert_equal(&self, tables: &[&str]) -> u64 {
         let native = self.lake.open_native();
         tables.iter().map(|table| crate::lab::assert_equal(&self.source, &native, table)).sum()
+    }
+
+    /// Waits until a table of the source, as it is called now, has this state, and all that the source has by now is in the lake.
+    #[track_caller]
+    pub fn wait_for_state(&self, sync: &mut Running<'_>, table: &str, wanted: &str) {
+        let lsn = self.source.lsn();
+        sync.wait_until(&format!("{table} {wanted}"), Duration::from_secs(60), |status| {
+            let tables = status.0["tables"].as_array().cloned().unwrap_or_default();
+            let state = tables.iter().find(|known| known["source"] == table).map(|known| known["state"].clone());
+            state.unwrap_or("unknown".into()) == wanted && status.applied_lsn() >= Some(lsn)
+        });
     }
 
     /// `sync --once`, then every table is equal.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::lab::{CatalogKind, Combination, Duckpipe, NativeLake, Running, StoreKind, assert_equal};
+use crate::lab::{CatalogKind, Combination, Duckpipe, NativeLake, StoreKind, assert_equal};
 use crate::scenario::Scenario;
 use crate::workload::Writer;
 
@@ -45,16 +45,6 @@ fn writer(scenario: &Scenario<'_>) -> Writer {
     })
 }
 
-/// Waits until the table has this state, and everything that the source has by now is in the lake.
-fn waits_for(scenario: &Scenario<'_>, sync: &mut Running<'_>, table: &str, wanted: &str) {
-    let lsn = scenario.source.lsn();
-    sync.wait_until(&format!("{table} {wanted}"), MINUTE, |status| {
-        let tables = status.0["tables"].as_array().cloned().unwrap_or_default();
-        let state = tables.iter().find(|known| known["source"] == table).map(|known| known["state"].clone());
-        state.unwrap_or("unknown".into()) == wanted && status.applied_lsn() >= Some(lsn)
-    });
-}
-
 /// What the lake shows of the first row of a table, now.
 fn n(scenario: &Scenario<'_>, table: &str) -> String {
     let native = scenario.lake.open_beside_sync();
@@ -70,21 +60,21 @@ fn every_command(combination: Combination) {
 
     // One stands still, the other goes on.
     tables(&["pause", "public.t"]).expect(0);
-    waits_for(&scenario, &mut sync, "public.t", "paused");
+    scenario.wait_for_state(&mut sync, "public.t", "paused");
     let (stands, before) = (n(&scenario, "public.t"), n(&scenario, "public.stays"));
-    waits_for(&scenario, &mut sync, "public.t", "paused");
+    scenario.wait_for_state(&mut sync, "public.t", "paused");
     assert_eq!(n(&scenario, "public.t"), stands);
     assert_ne!(n(&scenario, "public.stays"), before);
     let refused = tables(&["resume", "public.stays"]);
     assert_ne!(refused.code, Some(0));
     assert!(refused.output().contains("there is nothing to resume"), "{}", refused.output());
     tables(&["resume", "public.t"]).expect(0);
-    waits_for(&scenario, &mut sync, "public.t", "streaming");
+    scenario.wait_for_state(&mut sync, "public.t", "streaming");
 
     // One comes, while it is written to.
     let added = tables(&["add", "public.more", "--exclude-column", "v"]).expect(0).stdout;
     assert!(added.contains("the running sync copies it"), "{added}");
-    waits_for(&scenario, &mut sync, "public.more", "streaming");
+    scenario.wait_for_state(&mut sync, "public.more", "streaming");
     let refused = tables(&["add", "public.more"]).expect(2).output();
     assert!(refused.contains("followed already"), "{refused}");
     let refused = tables(&["add", "public.mor"]);
@@ -92,9 +82,9 @@ fn every_command(combination: Combination) {
 
     // One goes, and its table in the lake with it.
     tables(&["remove", "public.t", "--drop"]).expect(0);
-    waits_for(&scenario, &mut sync, "public.t", "unknown");
+    scenario.wait_for_state(&mut sync, "public.t", "unknown");
     writing.stop();
-    waits_for(&scenario, &mut sync, "public.stays", "streaming");
+    scenario.wait_for_state(&mut sync, "public.stays", "streaming");
     sync.terminate().expect(0);
     scenario.assert_equal(&["public.stays"]);
     let native = scenario.lake.open_native();
@@ -121,6 +111,26 @@ fn every_command_postgres() {
     every_command(POSTGRES);
 }
 
+/// It comes to no copy any more: the lake keeps the rows that it had, and nothing is amiss.
+#[test]
+fn a_table_that_is_dropped_while_it_is_paused() {
+    let scenario = scenario("commands_gone", Combination::EMBEDDED);
+    scenario.converge(&["public.t", "public.stays"]);
+    let shown = |native: &NativeLake| native.number("SELECT count(*) FROM lake.public.t");
+    let rows = shown(&scenario.lake.open_native());
+    let mut sync = scenario.duckpipe.sync();
+    scenario.duckpipe.run(&["tables", "pause", "public.t"]).expect(0);
+    scenario.wait_for_state(&mut sync, "public.t", "paused");
+    scenario.source.execute("DELETE FROM t WHERE id < 20; DROP TABLE t");
+    scenario.duckpipe.run(&["tables", "resume", "public.t"]).expect(0);
+    scenario.wait_for_state(&mut sync, "public.t", "dropped");
+    sync.terminate().expect(0);
+    assert_eq!(shown(&scenario.lake.open_native()), rows);
+    scenario.duckpipe.run(&["validate"]).expect(0);
+    scenario.converge(&["public.stays"]);
+    assert_eq!(scenario.duckpipe.status().state("public.t"), "dropped");
+}
+
 /// Wherever it dies, what was wanted is done by the next start.
 #[test]
 fn killed_in_a_command() {
@@ -139,10 +149,11 @@ fn killed_in_a_command() {
     scenario.duckpipe.run(&["tables", "resume", "public.t"]).expect(0);
     dies_at(&mut scenario, "beside_join");
     let mut sync = scenario.duckpipe.sync();
-    waits_for(&scenario, &mut sync, "public.t", "streaming");
+    scenario.wait_for_state(&mut sync, "public.t", "streaming");
     sync.terminate().expect(0);
     scenario.assert_equal(&["public.stays", "public.t"]);
     scenario.duckpipe.run(&["tables", "remove", "public.t", "--drop"]).expect(0);
+    dies_at(&mut scenario, "lake_table_dropped");
     dies_at(&mut scenario, "table_removed");
     scenario.converge(&["public.stays"]);
     let status = scenario.duckpipe.status();
@@ -165,7 +176,7 @@ fn every_command_while_nobody_runs() {
     assert_eq!(scenario.lake.open_native().number(old), 0);
     scenario.duckpipe.run(&["tables", "resume", "public.t"]).expect(0);
     let mut sync = scenario.duckpipe.sync();
-    waits_for(&scenario, &mut sync, "public.t", "streaming");
+    scenario.wait_for_state(&mut sync, "public.t", "streaming");
     sync.terminate().expect(0);
     scenario.assert_equal(&["public.stays", "public.t"]);
 
@@ -194,8 +205,8 @@ fn an_edited_file_and_sighup() {
 
     name(&["public.stays", "public.more"]);
     sync.signal("HUP");
-    waits_for(&scenario, &mut sync, "public.t", "paused");
-    waits_for(&scenario, &mut sync, "public.more", "streaming");
+    scenario.wait_for_state(&mut sync, "public.t", "paused");
+    scenario.wait_for_state(&mut sync, "public.more", "streaming");
     let status = scenario.duckpipe.status();
     assert_eq!(status.table("public.t")["error"], "[[tables]] does not name it any more");
 
@@ -203,14 +214,14 @@ fn an_edited_file_and_sighup() {
     sync.signal("HUP");
     sync.wait_for_output("the former one stays", MINUTE);
     name(&["public.stays", "public.more"]);
-    waits_for(&scenario, &mut sync, "public.more", "streaming");
+    scenario.wait_for_state(&mut sync, "public.more", "streaming");
 
     // Named again, with other columns: a fresh copy.
     name(&["public.stays", "public.t"]);
     let text = std::fs::read_to_string(scenario.duckpipe.config()).unwrap();
     scenario.duckpipe.configure(&(text + "[[tables]]\nsource = \"public.more\"\nexclude_columns = [\"v\"]\n"));
     sync.signal("HUP");
-    waits_for(&scenario, &mut sync, "public.t", "streaming");
+    scenario.wait_for_state(&mut sync, "public.t", "streaming");
     crate::lab::wait_for(
         "the column is gone",
         MINUTE,
@@ -220,9 +231,9 @@ fn an_edited_file_and_sighup() {
         },
         || sync.tail(),
     );
-    waits_for(&scenario, &mut sync, "public.more", "streaming");
+    scenario.wait_for_state(&mut sync, "public.more", "streaming");
     writing.stop();
-    waits_for(&scenario, &mut sync, "public.more", "streaming");
+    scenario.wait_for_state(&mut sync, "public.more", "streaming");
     assert_equal(&scenario.source, &scenario.lake.open_beside_sync(), "public.t");
     sync.terminate().expect(0);
     scenario.assert_equal(&["public.stays", "public.t"]);

@@ -10,6 +10,7 @@ use super::pipeline::{self, Fence, PipelineRow, parse_lsn};
 use super::session::{LAKE, Session};
 use super::table::{TableState, Wanted, table_folder};
 use crate::error::{Error, ErrorKind, Result};
+use crate::failpoint::failpoint;
 use crate::lsn::Lsn;
 use crate::source::table::TableName;
 use crate::sql::{literal, qualified};
@@ -160,6 +161,7 @@ impl Lake {
             pipeline::held(session, &fence)?;
             if let Some((name, _)) = table_folder(session, table_id)?.filter(|_| drop) {
                 session.batch(&format!("DROP TABLE {LAKE}.{}", qualified(&name.schema, &name.table)))?;
+                failpoint("lake_table_dropped");
             }
             session.locked_transaction(|session| {
                 pipeline::held(session, &fence)?;

@@ -531,18 +531,19 @@ impl Lake {
         .await
     }
 
-    /// The source has dropped a table, up to whose end the lake shows it.
+    /// The source has dropped a table. The lake shows it up to its end where it streamed, else as it stood.
     pub async fn end_table(&self, fence: &Fence, table_id: i64) -> Result<()> {
         let fence = fence.clone();
         self.run(move |session| {
             session.locked_transaction(|session| {
                 let row = pipeline::held(session, &fence)?;
                 session.write(&format!(
-                    "UPDATE {}.duckpipe_table SET state = '{}', lsn = {}, slot = NULL, wanted = NULL, error = NULL \
-                     WHERE pipeline = {} AND table_id = {table_id}",
+                    "UPDATE {}.duckpipe_table SET lsn = CASE WHEN state = '{}' THEN {} ELSE lsn END, state = '{}', slot = NULL, \
+                     wanted = NULL, error = NULL WHERE pipeline = {} AND table_id = {table_id}",
                     session.tables(),
-                    TableState::Dropped,
+                    TableState::Streaming,
                     row.lsn.map_or_else(|| "NULL".to_owned(), |lsn| literal(&lsn.to_string())),
+                    TableState::Dropped,
                     literal(&fence.pipeline)
                 ))
             })

@@ -25,6 +25,7 @@ use crate::config::selection_of;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lake::{Alteration, CopiedTable, NewTable, Renamed, TableRow, TableState, Wanted};
 use crate::lsn::Lsn;
+use crate::source::catalog;
 use crate::source::replication::ReplicationConnection;
 use crate::source::session::Session;
 use crate::source::slot;
@@ -184,6 +185,7 @@ impl Runner<'_> {
                     tables.push(table);
                 }
                 Err(error) if matches!(error.kind(), ErrorKind::Transient | ErrorKind::Fenced) => return Err(error),
+                Err(_) if is_gone(&session, row).await? => self.end_table(pipeline, row).await?,
                 Err(error) => self.stop_table(pipeline, row, &error).await?,
             }
         }
@@ -272,6 +274,16 @@ impl Runner<'_> {
             table.progress.set_state(TableState::Catchup);
         }
         Ok(Some(Copy { pipeline, tables: SharedTables::new(tables), slot, session }))
+    }
+
+    /// A table that was to be copied, and that the source has dropped meanwhile, keeps the rows that it shows.
+    async fn end_table(&self, pipeline: &Pipeline, row: &TableRow) -> Result<()> {
+        if let Some(table_id) = row.table_id {
+            self.lake.end_table(&pipeline.fence, table_id).await?;
+        }
+        self.progress.table(&row.source, &row.target).set_state(TableState::Dropped);
+        tracing::info!(table = %row.source, "the source has the table no more; the lake keeps the rows that it shows");
+        Ok(())
     }
 
     /// The table as the source has it now, and the lake's table for it.
@@ -489,6 +501,12 @@ impl Runner<'_> {
         let (_stop, stop) = watch::channel(false);
         self.stream_once(&copy.pipeline, &copy.tables, reading, stop).await.map(drop)
     }
+}
+
+/// Whether the source has no table any more that a row is of: neither that one, nor another of its name.
+async fn is_gone(session: &Session, row: &TableRow) -> Result<bool> {
+    let named = catalog::name_of(session, row.source_oid).await?;
+    Ok(named.is_none() && catalog::describe_table(session, &row.source, None).await?.is_none())
 }
 
 /// The name by which the catalog knows a table.
