@@ -191,6 +191,42 @@ fn every_command_while_nobody_runs() {
     assert!(only.contains("the only table"), "{only}");
 }
 
+/// A file that is edited while `sync` begins: what the stream begins with was chosen before, so the change comes to effect after that.
+#[test]
+fn an_edited_file_while_it_begins() {
+    let scenario = scenario("commands_begin", Combination::EMBEDDED);
+    let turn = scenario.source.connect();
+    let lock = "(hashtextextended('duckpipe:duckpipe_commands_begin', 0))";
+    turn.query(&format!("SELECT pg_advisory_lock{lock}"));
+    let mut sync = scenario.duckpipe.sync();
+    crate::lab::wait_for(
+        "sync waits for its turn",
+        MINUTE,
+        || {
+            let waits = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_try_advisory_lock%' \
+                         AND datname = current_database()";
+            (scenario.source.connect().number(waits) > 0).then_some(())
+        },
+        || sync.tail(),
+    );
+    let file = std::fs::read_to_string(scenario.duckpipe.config()).unwrap();
+    let head = file.split("[[tables]]").next().unwrap();
+    scenario.duckpipe.configure(&format!("{head}[[tables]]\nsource = \"public.t\"\nexclude_columns = [\"v\"]\n"));
+    sync.signal("HUP");
+    sync.wait_for_output("was read again", MINUTE);
+    turn.query(&format!("SELECT pg_advisory_unlock{lock}"));
+
+    scenario.wait_for_state(&mut sync, "public.stays", "paused");
+    crate::lab::wait_for(
+        "the column is gone",
+        MINUTE,
+        || (scenario.lake.open_beside_sync().columns("public.t", None).len() == 2).then_some(()),
+        || sync.tail(),
+    );
+    scenario.wait_for_state(&mut sync, "public.t", "streaming");
+    sync.terminate().expect(0);
+}
+
 /// An edited file and SIGHUP: what is named comes, what is not named any more stands still, and comes back once it is named again. A
 /// file that is wrong changes nothing.
 #[test]

@@ -24,6 +24,11 @@ impl Config {
         self.entries.get()
     }
 
+    /// The configuration as it is now, which no later reload reaches.
+    pub fn fixed(&self) -> Config {
+        Config { entries: Entries(Arc::new(RwLock::new(self.tables()))), ..self.clone() }
+    }
+
     /// Takes over the tables of another reading, here and in all clones. Gives the sections that differ otherwise: they stay as they are
     /// until the next start.
     pub fn reload(&self, other: &Config) -> Vec<&'static str> {

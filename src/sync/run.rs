@@ -20,7 +20,7 @@ use duckpipe_storage::Store;
 use hashbrown::HashMap;
 use tokio::sync::{oneshot, watch};
 
-use crate::config::{Config, Mode, SelectedTable, selection_of};
+use crate::config::{Config, Mode, SelectedTable, TableConfig, selection_of};
 use crate::error::{Because, Error, ErrorKind, Result};
 use crate::lake::{
     Fence, Lake, NewPipeline, NewTable, PipelineChange, PipelineRow, PipelineState, TableRow, TableState,
@@ -80,8 +80,10 @@ pub async fn run(
     opened: oneshot::Sender<Lake>,
 ) -> Result<Outcome> {
     let mut told = stop.clone();
+    // What the stream begins with is chosen once; a reload meanwhile comes to effect when it runs.
+    let fixed = config.fixed();
     let (runner, ready) = tokio::select! {
-        begun = begin(config, options, (progress, boundary), stop, opened) => begun?,
+        begun = begin(&fixed, options, (progress, boundary), stop, opened) => begun?,
         // What is waited for here, a lock or the end of a long transaction in the source, may last for hours. Nothing of an
         // unfinished copy is used; the next start begins it anew.
         Ok(_) = told.wait_for(|told| *told) => {
@@ -89,6 +91,7 @@ pub async fn run(
             return Ok(Outcome::default());
         }
     };
+    let runner = Runner { config, ..runner };
     let outcome = match ready {
         Some(Ready { pipeline, tables, from, state, until }) => {
             runner.stream(&pipeline, &tables, from, state, until).await
@@ -146,7 +149,9 @@ async fn begin(
     // Nobody may be interested.
     let _ = opened.send(lake.clone());
 
-    let runner = Runner { config, options, settings, session, store, lake, budget, progress, boundary, stop, identity };
+    let entries = config.tables();
+    let runner =
+        Runner { config, entries, options, settings, session, store, lake, budget, progress, boundary, stop, identity };
     let ready = match row {
         Some(row) if row.state == PipelineState::Streaming && !options.resnapshot => {
             if row.slot != config.source.slot || row.publication != config.source.publication {
@@ -245,6 +250,8 @@ async fn take_turn(session: &Session, slot: &str) -> Result<()> {
 
 struct Runner<'a> {
     config: &'a Config,
+    /// The `[[tables]]` that the stream began with.
+    entries: Arc<[TableConfig]>,
     options: RunOptions,
     settings: SourceSettings,
     session: Session,

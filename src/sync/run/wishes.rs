@@ -37,7 +37,7 @@ impl Runner<'_> {
     /// # Errors
     /// Kind `Fenced`, when another process has taken over.
     pub(super) async fn mind_wishes(&self, pipeline: &Arc<Pipeline>, shared: &SharedTables, gate: &Gate) -> Result<()> {
-        let mut entries = self.config.tables();
+        let mut entries = Arc::clone(&self.entries);
         loop {
             tokio::time::sleep(LOOK).await;
             let now = self.config.tables();
