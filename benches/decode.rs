@@ -55,6 +55,7 @@ fn sbtest1() -> SourceTable {
                 pg_type,
                 not_null: true,
                 missing: None,
+                changed_by: 0,
             })
             .collect(),
         replica_identity: ReplicaIdentity::Default,

@@ -25,10 +25,12 @@ CREATE TABLE duckpipe_table (
     -- Values set to NULL because the lake's type can't hold them.
     values_nulled BIGINT NOT NULL,
     last_commit_at TIMESTAMPTZ,
-    -- Why it is errored; or paused, where nobody asked for that.
+    -- Why it is errored, or waits; or is paused, where nobody asked for that.
     error VARCHAR,
     -- What the source's table was called when the configuration selected it. NULL: as it is called now.
     selected_schema VARCHAR,
     selected_table VARCHAR,
+    -- The view in target_schema that shows the table's rows among those of others. NULL: there is none.
+    fan_in VARCHAR,
     PRIMARY KEY (pipeline, target_schema, target_table)
 );

@@ -187,6 +187,18 @@ fn a_publication_of_somebody_else() {
     );
     scenario.source.execute("UPDATE stays SET v = 'goes on'");
     waits_for(&scenario, &mut sync, "public.stays", "streaming");
+    waits_for(&scenario, &mut sync, "public.comes", "pending");
+    let error = scenario.duckpipe.status().table("public.comes")["error"].to_string();
+    assert!(error.contains(&statement.replace('"', "\\\"")), "{error}");
+    // Another one that waits is dropped before its time.
+    scenario.source.execute(&rows("goes", 100));
+    waits_for(&scenario, &mut sync, "public.goes", "pending");
+    scenario.source.execute("DROP TABLE goes");
+    waits_for(&scenario, &mut sync, "public.goes", "unknown");
+    // It is told by who comes later, too.
+    sync.terminate().expect(0);
+    let mut sync = scenario.duckpipe.sync();
+    waits_for(&scenario, &mut sync, "public.comes", "pending");
     scenario.source.execute(&statement);
     waits_for(&scenario, &mut sync, "public.comes", "streaming");
     sync.terminate().expect(0);

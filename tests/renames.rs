@@ -106,18 +106,73 @@ fn keeps() {
     scenario.duckpipe.run(&["validate"]).expect(0);
 }
 
-/// Across schemas the lake's table stays where its files are; a name that is taken is not taken away.
-#[test]
-fn where_it_can() {
-    let scenario = scenario("rename_where", Combination::EMBEDDED, "follow", &["public.*", "shop.*"]);
+/// Into another schema, and back; a name that is taken is not taken away. Another table may come where the first one was.
+fn where_it_can(combination: Combination) {
+    let name = format!("rename_where_{}", combination.name());
+    let scenario = scenario(&name, combination, "follow", &["public.*", "shop.*"]);
     scenario.duckpipe.sync_once().expect(0);
+    let before = scenario.version_ids().into_iter().max().unwrap();
     scenario.source.execute("ALTER TABLE orders SET SCHEMA shop; UPDATE shop.orders SET v = 'moved' WHERE id < 7");
     scenario.duckpipe.sync_once().expect(0);
-    assert_is(&scenario, "shop.orders", "public.orders");
-    scenario.lake.open_native_writable().execute("CREATE TABLE lake.public.taken (id int)");
+    assert_is(&scenario, "shop.orders", "shop.orders");
+    let native = scenario.lake.open_native();
+    let old = format!("SELECT count(*) FROM lake.public.orders AT (VERSION => {before}) WHERE v <> 'moved'");
+    assert_eq!(native.number(&old), native.number("SELECT count(*) FROM lake.shop.orders"), "as it was called then");
+    assert!(native.try_rows("FROM lake.public.orders").is_err());
+    drop(native);
+    scenario.duckpipe.run(&["compact"]).expect(0);
+    scenario.duckpipe.run(&["validate"]).expect(0);
+    scenario.duckpipe.run(&["validate", "--files"]).expect(0);
+
+    // Its namesake lies in a folder of its own.
+    scenario
+        .source
+        .execute("CREATE TABLE orders (id int PRIMARY KEY, v text); INSERT INTO orders VALUES (1, 'another')");
+    let mut sync = scenario.duckpipe.sync();
+    scenario.wait_for_state(&mut sync, "public.orders", "streaming");
+    scenario.source.execute(
+        "UPDATE orders SET v = 'one'; INSERT INTO shop.orders SELECT i, 'late' FROM generate_series(5001, 5100) i",
+    );
+    scenario.wait_for_state(&mut sync, "public.orders", "streaming");
+    // A fresh copy keeps its place.
+    scenario.duckpipe.run(&["tables", "resync", "shop.orders"]).expect(0);
+    sync.wait_for_output("copying the table afresh", MINUTE);
+    scenario.wait_for_state(&mut sync, "shop.orders", "streaming");
+    sync.terminate().expect(0);
+    scenario.assert_equal(&["public.orders", "shop.orders"]);
+    let native = scenario.lake.open_native();
+    let files = crate::scenario::Files::read(&scenario.lake, &native);
+    files.assert_complete();
+    files.assert_no_orphans();
+    drop(native);
+
+    scenario.lake.open_native_writable().execute("CREATE TABLE lake.shop.taken (id int)");
     scenario.source.execute("ALTER TABLE shop.orders RENAME TO taken; UPDATE shop.taken SET v = 'again' WHERE id < 5");
     let told = scenario.duckpipe.sync_once().expect(0);
     assert!(told.output().contains("keeps its name"), "{}", told.output());
-    assert_is(&scenario, "shop.taken", "public.orders");
+    assert_is(&scenario, "shop.taken", "shop.orders");
+    // Home again: the name there is another table's, until that one is gone.
+    scenario.source.execute("DROP TABLE orders; ALTER TABLE shop.taken RENAME TO orders2; ALTER TABLE shop.orders2 SET SCHEMA public; UPDATE orders2 SET v = 'home' WHERE id < 9");
+    scenario.duckpipe.sync_once().expect(0);
+    assert_is(&scenario, "public.orders2", "public.orders2");
     scenario.duckpipe.run(&["validate"]).expect(0);
+    scenario.duckpipe.run(&["validate", "--files"]).expect(0);
+    // What nobody can read any more goes, the rows of its former places too.
+    let text = std::fs::read_to_string(scenario.duckpipe.config()).unwrap();
+    scenario.duckpipe.configure(&(text + "[compact]\nretain = \"1ms\"\n"));
+    scenario.duckpipe.run(&["compact"]).expect(0);
+    scenario.duckpipe.run(&["validate", "--files"]).expect(0);
+    scenario.source.execute("UPDATE orders2 SET v = 'last' WHERE id < 9");
+    scenario.duckpipe.sync_once().expect(0);
+    assert_is(&scenario, "public.orders2", "public.orders2");
+}
+
+#[test]
+fn where_it_can_duckdb() {
+    where_it_can(Combination::EMBEDDED);
+}
+
+#[test]
+fn where_it_can_postgres() {
+    where_it_can(POSTGRES);
 }

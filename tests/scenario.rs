@@ -168,7 +168,8 @@ impl Files {
         let catalog = "__ducklake_metadata_lake";
         let file = |table: &str| {
             format!(
-                "SELECT CASE WHEN f.path_is_relative THEN rtrim(s.path, '/') || '/' || rtrim(t.path, '/') || '/' || f.path ELSE f.path END \
+                "SELECT CASE WHEN NOT f.path_is_relative THEN f.path WHEN NOT t.path_is_relative THEN t.path || f.path \
+                 ELSE rtrim(s.path, '/') || '/' || rtrim(t.path, '/') || '/' || f.path END \
                  FROM {catalog}.{table} f JOIN {catalog}.ducklake_table t USING (table_id) JOIN {catalog}.ducklake_schema s USING (schema_id)"
             )
         };

@@ -508,7 +508,7 @@ fn run(name: &str, combination: Combination, first: u64) {
     for seed in first..first + asked("DUCKPIPE_UPHEAVAL_SEEDS", SEEDS) {
         println!("{name}: DUCKPIPE_TEST_SEED={seed}");
         let begun = Instant::now();
-        let rest = "[sync]\nflush_interval = \"50ms\"\n[[tables]]\nsource = \"public.*\"\n";
+        let rest = "[sync]\nflush_interval = \"50ms\"\nsnapshot_range = \"8KiB\"\n[[tables]]\nsource = \"public.*\"\n";
         let mut scenario = Scenario::new(&format!("{name}_{seed}"), combination, rest);
         scenario.duckpipe.set("DUCKPIPE_SYNC__RESYNC", "auto");
         let scenario = scenario;

@@ -292,8 +292,14 @@ mod tests {
     use super::*;
 
     fn mapped(type_name: &str, forced_text: bool) -> ColumnMapping {
-        let column =
-            SourceColumn { attnum: 1, name: "v".into(), pg_type: pg_type(type_name), not_null: false, missing: None };
+        let column = SourceColumn {
+            attnum: 1,
+            name: "v".into(),
+            pg_type: pg_type(type_name),
+            not_null: false,
+            missing: None,
+            changed_by: 0,
+        };
         map_column(&column, forced_text)
     }
 
@@ -367,8 +373,14 @@ mod tests {
 
     #[test]
     fn several_dimensions_or_a_wish_make_a_text() {
-        let mut column =
-            SourceColumn { attnum: 1, name: "v".into(), pg_type: pg_type("int4[]"), not_null: false, missing: None };
+        let mut column = SourceColumn {
+            attnum: 1,
+            name: "v".into(),
+            pg_type: pg_type("int4[]"),
+            not_null: false,
+            missing: None,
+            changed_by: 0,
+        };
         let dimensions = |column: &mut SourceColumn, dimensions| {
             column.pg_type.element.as_mut().unwrap().dimensions = dimensions;
             map_column(column, false).column.column_type.lake()

@@ -111,6 +111,7 @@ pub(crate) fn table(columns: &[(&str, &str)], key: &[&str], replica_identity: Re
             pg_type: pg_type(pg),
             not_null: false,
             missing: None,
+            changed_by: 0,
         })
         .collect();
     let key = key.iter().map(|key| columns.iter().position(|column| column.name == *key).unwrap()).collect();

@@ -53,8 +53,14 @@ fn unescape(field: &str) -> String {
 }
 
 fn column(type_name: &str) -> mapping::ColumnMapping {
-    let column =
-        SourceColumn { attnum: 1, name: "v".into(), pg_type: pg_type(type_name), not_null: false, missing: None };
+    let column = SourceColumn {
+        attnum: 1,
+        name: "v".into(),
+        pg_type: pg_type(type_name),
+        not_null: false,
+        missing: None,
+        changed_by: 0,
+    };
     mapping::map_column(&column, false)
 }
 

@@ -141,6 +141,9 @@ pub(super) struct AddTable {
     /// The lake's table; else that of the source's name
     #[arg(long, value_name = "SCHEMA.TABLE")]
     pub(super) target: Option<String>,
+    /// The target is a view that shows the rows of all tables that lead there, and whose they are
+    #[arg(long, requires = "target")]
+    pub(super) fan_in: bool,
     /// What the lake's table holds: its rows, all their changes, or its rows and the deleted ones
     #[arg(long, value_name = "mirror|history|soft-delete")]
     pub(super) mode: Option<String>,

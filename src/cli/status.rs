@@ -45,7 +45,7 @@ pub struct TableStatus {
     /// When a change of it was last committed.
     #[serde(with = "rfc3339")]
     pub last_commit_at: Option<DateTime<Utc>>,
-    /// Why it is errored.
+    /// Why it is errored, waits, or is paused where nobody asked for that.
     pub error: Option<String>,
     /// Values set to NULL because their type could not hold them (`on_unrepresentable = "null"`).
     #[serde(default)]

@@ -108,6 +108,9 @@ pub(super) async fn add(config: &Config, overrides: &CliOverrides, add: &AddTabl
     if let Some(target) = &add.target {
         settings.push(format!("target = {}", edit::toml_text(target)));
     }
+    if add.fan_in {
+        settings.push("fan_in = true".to_owned());
+    }
     if let Some(mode) = &add.mode {
         settings.push(format!("mode = {}", edit::toml_text(mode)));
     }

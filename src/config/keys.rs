@@ -13,6 +13,7 @@ pub(super) const SECTIONS: &[(&str, &[&str])] = &[
             "flush_bytes",
             "memory_limit",
             "snapshot_workers",
+            "snapshot_range",
             "on_unrepresentable",
             "resync",
             "on_rename",
@@ -35,7 +36,8 @@ pub(super) const SECTIONS: &[(&str, &[&str])] = &[
 ];
 
 /// The keys of one `[[tables]]` entry.
-pub(super) const TABLE_KEYS: &[&str] = &["source", "target", "exclude_columns", "types", "sort_by", "mode", "where"];
+pub(super) const TABLE_KEYS: &[&str] =
+    &["source", "target", "exclude_columns", "types", "sort_by", "mode", "where", "fan_in"];
 
 /// The keys of a section; `None` where there is no such section.
 pub(super) fn keys_of(section: &str) -> Option<&'static [&'static str]> {

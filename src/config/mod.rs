@@ -121,6 +121,8 @@ pub struct SyncConfig {
     pub memory_limit: u64,
     /// Connections that copy tables at the same time.
     pub snapshot_workers: usize,
+    /// Bytes of a table's heap that are copied, and kept where the copy is begun again, as one.
+    pub snapshot_range: u64,
     /// What happens to a value that its lake type can't hold.
     pub on_unrepresentable: OnUnrepresentable,
     /// Who sees to it that a table which can't go on is copied afresh.
@@ -148,6 +150,11 @@ pub enum Resync {
 }
 
 impl SyncConfig {
+    /// The pages (8 KiB) of `snapshot_range`.
+    pub fn range_pages(&self) -> u32 {
+        u32::try_from(self.snapshot_range / 8192).unwrap_or(u32::MAX)
+    }
+
     /// Whether `sync` itself copies afresh a table that can't go on.
     pub fn resyncs(&self) -> bool {
         self.resync == Resync::Auto
@@ -161,6 +168,7 @@ impl Default for SyncConfig {
             flush_bytes: 64_000_000,
             memory_limit: 512_000_000,
             snapshot_workers: 2,
+            snapshot_range: 128 << 20,
             on_unrepresentable: OnUnrepresentable::Error,
             resync: Resync::Auto,
             on_rename: OnRename::Follow,
@@ -173,8 +181,11 @@ impl Default for SyncConfig {
 pub struct TableConfig {
     /// The table, or the pattern of tables.
     pub source: TablePattern,
-    /// The lake's table; `None`: the source's name. Never given with a pattern.
+    /// The lake's table; `None`: the source's name. Never given with a pattern, but for a fan-in.
     pub target: Option<TableName>,
+    /// `target` shows the rows of all tables that lead there: it is a view, and each of them has a lake's table of its own, named after
+    /// the pipeline that this says and after itself.
+    pub fan_in: Option<String>,
     /// Columns that do not enter the lake.
     pub exclude_columns: Vec<String>,
     /// Columns that arrive in another type than their own: column to type. The one type is `text`.
@@ -193,6 +204,7 @@ impl TableConfig {
         TableConfig {
             source,
             target: None,
+            fan_in: None,
             exclude_columns: Vec::new(),
             types: BTreeMap::new(),
             sort_by: None,
@@ -321,7 +333,7 @@ fn read(document: &Document, path: PathBuf) -> Result<Config> {
     let s3 = read_s3(document, &lake)?;
     let sync = read_sync(document)?;
     let compact = compact::read(document)?;
-    let tables = document.tables.iter().map(read_table).collect::<Result<Vec<_>>>()?;
+    let tables = document.tables.iter().map(|entry| read_table(entry, name)).collect::<Result<Vec<_>>>()?;
     check_tables(&tables, &document.tables)?;
     if tables.is_empty() {
         return Err(Error::new(ErrorKind::Config, format!("{} names no table", path.display()))
@@ -430,6 +442,12 @@ fn read_sync(document: &Document) -> Result<SyncConfig> {
         }
         sync.snapshot_workers = count as usize;
     }
+    if let Some(item) = document.get("sync.snapshot_range") {
+        sync.snapshot_range = item.size("sync.snapshot_range")?;
+        if !(8192..=1 << 40).contains(&sync.snapshot_range) {
+            return Err(wrong(&item.origin, "sync.snapshot_range must be between \"8KiB\" and \"1TiB\""));
+        }
+    }
     if let Some(item) = document.get("sync.on_unrepresentable") {
         sync.on_unrepresentable = match item.text("sync.on_unrepresentable")? {
             "error" => OnUnrepresentable::Error,
@@ -463,17 +481,22 @@ fn read_sync(document: &Document) -> Result<SyncConfig> {
     Ok(sync)
 }
 
-fn read_table(entry: &Entry) -> Result<TableConfig> {
+fn read_table(entry: &Entry, pipeline: &str) -> Result<TableConfig> {
     let item = entry.get("source").ok_or_else(|| {
         wrong(&entry.origin, "this [[tables]] entry has no source").remedy("add source = \"public.orders\"")
     })?;
     let source = TablePattern::parse(item.text("tables.source")?)
         .map_err(|message| wrong(&item.origin, format!("tables.source: {message}")))?;
+    let fan_in = entry.get("fan_in").map(|item| item.boolean("tables.fan_in")).transpose()?.unwrap_or_default();
     let target = match entry.get("target") {
+        None if fan_in => {
+            return Err(wrong(&entry.origin, format!("the fan-in of {source} has no target"))
+                .remedy("say which view of the lake shows these tables: target = \"public.orders\""));
+        }
         None => None,
-        Some(item) if source.exact().is_none() => {
+        Some(item) if source.exact().is_none() && !fan_in => {
             return Err(wrong(&item.origin, format!("the pattern {source} can't have one target for many tables"))
-                .remedy("remove target, or name each table in an entry of its own"));
+                .remedy("remove target, or name each table in an entry of its own; or let the target be a view of them all: fan_in = true"));
         }
         Some(item) => Some(
             names::parse_target(item.text("tables.target")?)
@@ -523,7 +546,8 @@ fn read_table(entry: &Entry) -> Result<TableConfig> {
         }
         Some(item) => Some(item.text("tables.where")?.to_owned()),
     };
-    Ok(TableConfig { source, target, exclude_columns, types, sort_by, mode, filter })
+    let fan_in = fan_in.then(|| pipeline.to_owned());
+    Ok(TableConfig { source, target, fan_in, exclude_columns, types, sort_by, mode, filter })
 }
 
 /// Two entries must not say the same table, nor lead to one target: lake names are the same in upper and lower case.
@@ -535,11 +559,8 @@ fn check_tables(tables: &[TableConfig], entries: &[Entry]) -> Result<()> {
             }
         }
     }
-    let exact = tables.iter().filter_map(|table| {
-        let source = table.source.exact()?;
-        Some((source.clone(), table.target.clone().unwrap_or(source)))
-    });
-    selection::check_targets(exact).context(|| match entries.first().map(|entry| &entry.origin) {
+    let exact = tables.iter().filter_map(|table| Some(selection::selection(table, &table.source.exact()?, false)));
+    selection::check_targets(&exact.collect::<Vec<_>>()).context(|| match entries.first().map(|entry| &entry.origin) {
         Some(document::Origin::File { path, .. }) => path.clone(),
         _ => "[[tables]]".to_owned(),
     })

@@ -15,6 +15,8 @@ pub struct SelectedTable {
     pub target: TableName,
     /// The entry says which one that is.
     pub has_target: bool,
+    /// The view of the lake that shows the table's rows among those of others, where there is one.
+    pub view: Option<TableName>,
     /// Columns that do not enter the lake.
     pub exclude_columns: Vec<String>,
     /// Columns that arrive as text.
@@ -62,8 +64,9 @@ pub fn select(entries: &[TableConfig], found: &[TableName]) -> Result<Vec<Select
         )
         .remedy("check the patterns in [[tables]], the database in source.url, and that the role may see the schema"));
     }
-    check_targets(selected.values().map(|table| (table.source.clone(), table.target.clone())))?;
-    Ok(selected.into_values().collect())
+    let selected: Vec<SelectedTable> = selected.into_values().collect();
+    check_targets(&selected)?;
+    Ok(selected)
 }
 
 /// What the entries say of one table, which the source has.
@@ -74,10 +77,17 @@ pub fn selection_of(entries: &[TableConfig], source: &TableName) -> Option<Selec
     Some(selection(entry, source, exact.is_none()))
 }
 
-fn selection(entry: &TableConfig, source: &TableName, by_pattern: bool) -> SelectedTable {
+/// What an entry says of a table that it selects.
+pub(super) fn selection(entry: &TableConfig, source: &TableName, by_pattern: bool) -> SelectedTable {
+    let (target, view) = match (&entry.target, &entry.fan_in) {
+        (Some(view), Some(pipeline)) => (fan_in_target(view, pipeline, source), Some(view.clone())),
+        (Some(target), None) => (target.clone(), None),
+        (None, _) => (source.clone(), None),
+    };
     SelectedTable {
         source: source.clone(),
-        target: entry.target.clone().unwrap_or_else(|| source.clone()),
+        target,
+        view,
         has_target: entry.target.is_some(),
         exclude_columns: entry.exclude_columns.clone(),
         text_columns: entry.types.keys().cloned().collect(),
@@ -87,8 +97,20 @@ fn selection(entry: &TableConfig, source: &TableName, by_pattern: bool) -> Selec
     }
 }
 
+/// The lake's table of one of the tables that a view shows: `public."orders@shop.tenant_1.orders"`. What follows the `@` is what the
+/// view's `_source` says.
+fn fan_in_target(view: &TableName, pipeline: &str, source: &TableName) -> TableName {
+    let table = format!("{}@{pipeline}.{}.{}", view.table, source.schema, source.table);
+    TableName { schema: view.schema.clone(), table }
+}
+
 /// Refuses two sources with one target; lake names are the same in upper and lower case.
-pub(super) fn check_targets(tables: impl IntoIterator<Item = (TableName, TableName)>) -> Result<()> {
+pub(super) fn check_targets(selected: &[SelectedTable]) -> Result<()> {
+    let mut views: Vec<(TableName, TableName)> =
+        selected.iter().filter_map(|table| Some((table.source.clone(), table.view.clone()?))).collect();
+    views.sort_by(|one, other| one.1.cmp(&other.1));
+    views.dedup_by(|one, other| one.1 == other.1);
+    let tables = selected.iter().map(|table| (table.source.clone(), table.target.clone())).chain(views);
     let mut targets: HashMap<String, (TableName, TableName)> = HashMap::new();
     let mut schemas: HashMap<String, TableName> = HashMap::new();
     for (source, target) in tables {

@@ -58,6 +58,7 @@ data_path = {data_path}
 # flush_bytes = "64MB"                  # buffered changes that begin a flush earlier
 # memory_limit = "512MB"                # shared by buffers, writers and DuckDB
 # snapshot_workers = 2                  # connections that copy tables at the same time
+# snapshot_range = "128MiB"             # of a table that is copied at once, and not again where a copy is interrupted
 # on_unrepresentable = "error"          # a value that the lake's type can't hold: "error" stops its table, "null" drops the value
 # resync = "auto"                       # a table that can't go on is copied afresh by itself; "manual": by `duckpipe tables resync`
 # on_rename = "follow"                  # the lake's table is renamed with the source's; "keep": it is not
@@ -79,6 +80,7 @@ data_path = {data_path}
 # types = {{ payload = "text" }}          # columns that arrive as text, whatever their type
 # sort_by = ["placed_at"]               # what compacted files are sorted by; the key unless set, [] for no order
 # where = "region = 'eu'"               # which rows are followed, as SQL of the source; columns of the key only
+# fan_in = false                        # true: the target is a view over all tables that lead there, with whose rows they are
 # mode = "mirror"                       # the lake holds the table's rows; "history": every change of them
 "#,
         name = quoted(name),

@@ -293,6 +293,7 @@ fn patterns_become_tables() {
         let entry = |(source, target): &(&str, Option<&str>)| TableConfig {
             source: TablePattern::parse(source).unwrap(),
             target: target.map(name),
+            fan_in: None,
             exclude_columns: Vec::new(),
             types: BTreeMap::new(),
             sort_by: None,

@@ -32,8 +32,8 @@ pub struct Alteration {
 pub struct Renamed {
     /// The source's table.
     pub source: TableName,
-    /// The lake's table, within its schema.
-    pub target: String,
+    /// The lake's table. Its schema is there.
+    pub target: TableName,
 }
 
 /// One change of a table's columns.

@@ -9,6 +9,7 @@ use super::files::id_list;
 use super::pipeline::{self, Fence, PipelineRow, parse_lsn};
 use super::session::{LAKE, Session};
 use super::table::{TableState, Wanted, table_folder};
+use super::{fan_in, parts};
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint::failpoint;
 use crate::lsn::Lsn;
@@ -159,6 +160,12 @@ impl Lake {
         let fence = fence.clone();
         self.run(move |session| {
             pipeline::held(session, &fence)?;
+            let view = fan_in::view_of(session, &fence, table_id)?;
+            if let Some(view) = &view {
+                // What it shows must be there.
+                fan_in::refresh(session, view, Some(table_id))?;
+                failpoint("left_view");
+            }
             if let Some((name, _)) = table_folder(session, table_id)?.filter(|_| drop) {
                 session.batch(&format!("DROP TABLE {LAKE}.{}", qualified(&name.schema, &name.table)))?;
                 failpoint("lake_table_dropped");
@@ -167,10 +174,13 @@ impl Lake {
                 pipeline::held(session, &fence)?;
                 let (tables, pipeline) = (session.tables(), literal(&fence.pipeline));
                 session.write(&format!(
-                    "DELETE FROM {tables}.duckpipe_definition WHERE pipeline = {pipeline} AND table_id = {table_id}; \
-                     DELETE FROM {tables}.duckpipe_table WHERE pipeline = {pipeline} AND table_id = {table_id};"
+                    "{} DELETE FROM {tables}.duckpipe_definition WHERE pipeline = {pipeline} AND table_id = {table_id}; \
+                     DELETE FROM {tables}.duckpipe_table WHERE pipeline = {pipeline} AND table_id = {table_id};",
+                    parts::discard(&tables, &fence.pipeline, &format!("table_id = {table_id}"))
                 ))
-            })
+            })?;
+            // Another pipeline may have shown it again, meanwhile.
+            view.map_or(Ok(()), |view| fan_in::refresh(session, &view, None))
         })
         .await
     }

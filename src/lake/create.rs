@@ -6,10 +6,12 @@
 use std::collections::HashMap;
 
 use super::Lake;
+use super::fan_in;
 use super::pipeline::{self, Fence};
 use super::session::{LAKE, Session};
 use super::table::{
-    FieldId, LakeColumn, LakeTable, TableRow, TableState, catalog_columns, match_columns, read_rows, table_folder,
+    FieldId, LakeColumn, LakeTable, TableRow, TableState, catalog_columns, data_path, match_columns, read_rows,
+    table_folder,
 };
 use crate::batch::layout::TableLayout;
 use crate::error::{Because, Error, ErrorKind, Result, ResultExt};
@@ -25,6 +27,8 @@ pub struct NewTable {
     pub source: TableName,
     /// The lake's table.
     pub target: TableName,
+    /// The view that shows its rows among those of others, in the schema of `target`.
+    pub view: Option<TableName>,
     /// Its columns.
     pub layout: TableLayout,
     /// Drop the pipeline's table of that name and make it anew where its columns are not the layout's. Without this such a
@@ -39,14 +43,15 @@ enum Plan {
 }
 
 impl Lake {
-    /// Refuses a target that [`Lake::create_table`] would refuse, before anything is written.
+    /// Refuses a target that [`Lake::create_table`] would refuse, and a view that could not be made, before anything is written.
     ///
     /// # Errors
     /// [`ErrorKind::Precondition`] where the target is another pipeline's, or exists and is nobody's.
-    pub async fn check_target(&self, pipeline: &str, target: &TableName) -> Result<()> {
-        let (pipeline, target) = (pipeline.to_owned(), target.clone());
+    pub async fn check_target(&self, pipeline: &str, target: &TableName, view: Option<&TableName>) -> Result<()> {
+        let (pipeline, target, view) = (pipeline.to_owned(), target.clone(), view.cloned());
         self.run(move |session| {
-            claimable(session, &pipeline, &target).map(drop).context(|| format!("the lake's table {target}"))
+            claimable(session, &pipeline, &target).map(drop).context(|| format!("the lake's table {target}"))?;
+            view.map_or(Ok(()), |view| fan_in::check(session, &view))
         })
         .await
     }
@@ -79,6 +84,40 @@ impl Lake {
             })
             .await?;
         Ok(LakeTable { columns, ..table })
+    }
+
+    /// Makes a schema where there is none.
+    ///
+    /// # Errors
+    /// As DuckDB's.
+    pub async fn create_schema(&self, schema: &str) -> Result<()> {
+        let statement = format!("CREATE SCHEMA IF NOT EXISTS {LAKE}.{}", identifier(schema));
+        self.run(move |session| session.batch(&statement)).await
+    }
+
+    /// Records a table that can't be made yet, and why. Its row claims the target until it is made.
+    ///
+    /// # Errors
+    /// As [`Lake::check_target`].
+    pub async fn claim_table(&self, fence: &Fence, new: &NewTable, why: &str) -> Result<()> {
+        let (fence, new, why) = (fence.clone(), new.clone(), literal(why));
+        self.run(move |session| {
+            session.locked_transaction(|session| {
+                pipeline::held(session, &fence)?;
+                if claimable(session, &fence.pipeline, &new.target)?.0.is_none() {
+                    insert_row(session, &fence, &new)?;
+                }
+                session.write(&format!(
+                    "UPDATE {}.duckpipe_table SET error = {why} WHERE pipeline = {} AND target_schema = {} AND target_table = {} \
+                     AND table_id IS NULL",
+                    session.tables(),
+                    literal(&fence.pipeline),
+                    literal(&new.target.schema),
+                    literal(&new.target.table)
+                ))
+            })
+        })
+        .await
     }
 
     /// The lake's table for a source table: the pipeline's own one where its columns fit, else a new one. It belongs to the
@@ -238,15 +277,18 @@ fn set_options(session: &Session, table_id: i64) -> Result<()> {
     Ok(())
 }
 
-/// A new table gets the folder of its name. Where one that was renamed has it already, its files lie there: the new one takes its uuid.
+/// A new table gets the folder of its name. Where one that was renamed, or moved to another schema, has it already, its files lie there: the
+/// new one takes its uuid.
 fn own_folder(session: &Session, table_id: i64) -> Result<()> {
-    let tables = session.tables();
+    let (tables, root) = (session.tables(), literal(&data_path(session)?));
     session.write(&format!(
         "UPDATE {tables}.ducklake_table SET path = CAST(table_uuid AS VARCHAR) || '/' WHERE table_id = {table_id} AND path_is_relative \
          AND NOT EXISTS (SELECT 1 FROM {tables}.ducklake_data_file f WHERE f.table_id = {table_id}) \
-         AND EXISTS (SELECT 1 FROM {tables}.ducklake_table other JOIN {tables}.ducklake_table own ON own.path = other.path \
-             AND own.schema_id = other.schema_id WHERE own.table_id = {table_id} AND other.table_id <> {table_id} \
-             AND other.end_snapshot IS NULL)"
+         AND EXISTS (SELECT 1 FROM {tables}.ducklake_table own \
+             JOIN {tables}.ducklake_schema s ON s.schema_id = own.schema_id AND s.end_snapshot IS NULL \
+             JOIN {tables}.ducklake_table other ON own.path = other.path AND own.schema_id = other.schema_id \
+             OR NOT other.path_is_relative AND other.path = {root} || s.path || own.path \
+             WHERE own.table_id = {table_id} AND other.table_id <> {table_id} AND other.end_snapshot IS NULL)"
     ))
 }
 
@@ -277,12 +319,13 @@ fn record(
     let columns = serde_json::to_string(columns).because(ErrorKind::Internal, || "writing the columns".into())?;
     session.write(&format!(
         "UPDATE {}.duckpipe_table SET table_id = {table_id}, columns = {}, generation = {generation}, source_oid = {}, \
-         source_schema = {}, source_table = {} WHERE pipeline = {} AND target_schema = {} AND target_table = {}",
+         source_schema = {}, source_table = {}, fan_in = {} WHERE pipeline = {} AND target_schema = {} AND target_table = {}",
         session.tables(),
         literal(&columns),
         new.source_oid,
         literal(&new.source.schema),
         literal(&new.source.table),
+        new.view.as_ref().map_or_else(|| "NULL".to_owned(), |view| literal(&view.table)),
         literal(&fence.pipeline),
         literal(&new.target.schema),
         literal(&new.target.table)

@@ -5,26 +5,31 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::sql::literal;
 
 /// The version of the tables in `schemas/` that this program reads and writes.
-const VERSION: i64 = 3;
+const VERSION: i64 = 4;
 
 /// The tables of [`VERSION`].
-const TABLES: [&str; 6] = [
+const TABLES: [&str; 7] = [
     include_str!("../../schemas/duckpipe_format.sql"),
     include_str!("../../schemas/duckpipe_pipeline.sql"),
     include_str!("../../schemas/duckpipe_table.sql"),
     include_str!("../../schemas/duckpipe_upload.sql"),
     REQUESTS,
     DEFINITIONS,
+    PARTS,
 ];
 
 /// Not in the first catalogs of version 1; a program that does not know them does not need them.
-const LATER: [(&str, &str); 2] = [("duckpipe_request", REQUESTS), ("duckpipe_definition", DEFINITIONS)];
+const LATER: [(&str, &str); 3] =
+    [("duckpipe_request", REQUESTS), ("duckpipe_definition", DEFINITIONS), ("duckpipe_part", PARTS)];
 const REQUESTS: &str = include_str!("../../schemas/duckpipe_request.sql");
 const DEFINITIONS: &str = include_str!("../../schemas/duckpipe_definition.sql");
+const PARTS: &str = include_str!("../../schemas/duckpipe_part.sql");
 
 /// The columns of `duckpipe_table` that came with a version. With 2: an older program would take a table that another slot brings level for
-/// one of its own. With 3: it would not know a table by another name than it was selected by.
-const ADDED: [(i64, &str); 4] = [(2, "slot"), (2, "wanted"), (3, "selected_schema"), (3, "selected_table")];
+/// one of its own. With 3: it would not know a table by another name than it was selected by. With 4: it would drop a
+/// table that a view shows.
+const ADDED: [(i64, &str); 5] =
+    [(2, "slot"), (2, "wanted"), (3, "selected_schema"), (3, "selected_table"), (4, "fan_in")];
 
 /// Indexes on DuckLake's own tables.
 const INDEXES: &str = include_str!("../../schemas/postgres_indexes.sql");

@@ -25,6 +25,7 @@ mod copies;
 mod create;
 mod definitions;
 mod facts;
+mod fan_in;
 mod files;
 mod format;
 mod key_index;
@@ -33,6 +34,7 @@ pub mod lookup;
 mod lookup_test;
 mod maintenance;
 mod marker;
+mod parts;
 mod pipeline;
 pub mod query;
 mod query_output;
@@ -77,6 +79,7 @@ pub use create::NewTable;
 pub use files::{LiveDelete, LiveFile, LiveFiles};
 pub use maintenance::{HEARTBEAT, Maintenance, MaintenanceLog};
 pub use marker::{LakeStore, MARKER};
+pub use parts::Part;
 pub use pipeline::{Fence, NewPipeline, PipelineChange, PipelineRow, PipelineState};
 pub use registered::{
     CatalogFieldColumn, FileStatistics, Registered, RegisteredDelete, RegisteredFile, TableColumnStatistics,

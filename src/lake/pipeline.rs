@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::session::Session;
-use super::{Lake, copies};
+use super::{Lake, copies, fan_in, parts};
 use crate::error::{Because, Error, ErrorKind, Result};
 use crate::lsn::Lsn;
 use crate::sql::literal;
@@ -197,18 +197,23 @@ impl Lake {
         .await
     }
 
-    /// Removes the pipeline with its tables' rows: the lake's tables stay, and belong to nobody then.
+    /// Removes the pipeline with its tables' rows: the lake's tables stay, and belong to nobody then. They leave the views that showed them
+    /// among those of others.
     pub async fn forget_pipeline(&self, fence: &Fence) -> Result<()> {
         let fence = fence.clone();
         self.run(move |session| {
-            session.locked_transaction(|session| {
+            let views = session.locked_transaction(|session| {
                 held(session, &fence)?;
                 let (tables, pipeline) = (session.tables(), literal(&fence.pipeline));
+                let views = fan_in::views(session, &format!("pipeline = {pipeline} AND fan_in IS NOT NULL"))?;
                 session.write(&format!(
-                    "DELETE FROM {tables}.duckpipe_table WHERE pipeline = {pipeline}; \
-                     DELETE FROM {tables}.duckpipe_pipeline WHERE name = {pipeline};"
-                ))
-            })
+                    "{} DELETE FROM {tables}.duckpipe_table WHERE pipeline = {pipeline}; \
+                     DELETE FROM {tables}.duckpipe_pipeline WHERE name = {pipeline};",
+                    parts::discard(&tables, &fence.pipeline, "true")
+                ))?;
+                Ok(views)
+            })?;
+            views.iter().try_for_each(|view| fan_in::refresh(session, view, None))
         })
         .await
     }

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use super::Lake;
 use super::files::{id_list, latest_snapshot};
 use super::session::Session;
-use super::table::table_folder;
+use super::table::{data_path, table_folder};
 use crate::error::Result;
 use crate::sql::{identifier, literal};
 
@@ -208,14 +208,15 @@ fn read(session: &Session, table_ids: &[i64], everything: bool) -> Result<Regist
         let relative = |row: &duckdb::Row<'_>| row.get::<_, String>(0);
         all.scheduled =
             session.read(&format!("SELECT path FROM {metadata}.ducklake_files_scheduled_for_deletion"), relative)?;
-        let path = path_sql();
+        let path = path_sql(&data_path(session)?);
         let every = |table: &str| format!("SELECT {path} AS path FROM {metadata}.{table} f {}", joins(&metadata));
         all.all_paths = session
             .read(&format!("{} UNION ALL {}", every("ducklake_data_file"), every("ducklake_delete_file")), relative)?;
         all.uploads = session.read(
             &format!(
                 "SELECT u.path, COALESCE(u.epoch >= p.epoch, true) AS live FROM {metadata}.duckpipe_upload u \
-                 LEFT JOIN {metadata}.duckpipe_pipeline p ON p.name = u.pipeline"
+                 LEFT JOIN {metadata}.duckpipe_pipeline p ON p.name = u.pipeline \
+                 UNION ALL SELECT path, true FROM {metadata}.duckpipe_part"
             ),
             |row| Ok(UploadRow { path: row.get(0)?, live: row.get(1)? }),
         )?;
@@ -242,17 +243,21 @@ fn columns(session: &Session, table_id: i64) -> Result<Vec<CatalogFieldColumn>> 
     })
 }
 
-/// A file's path below the data path, in both dialects. The rows of tables that were dropped since are joined too.
-fn path_sql() -> &'static str {
-    "CASE WHEN NOT f.path_is_relative THEN f.path WHEN NOT t.path_is_relative THEN t.path || f.path \
-     ELSE s.path || t.path || f.path END"
+/// A file's path below the data path `root`, in both dialects; of one outside of it, all of it. The rows of tables that were dropped since are
+/// joined too.
+fn path_sql(root: &str) -> String {
+    let (length, root) = (root.chars().count() + 1, literal(root));
+    format!(
+        "CASE WHEN NOT f.path_is_relative THEN f.path WHEN t.path_is_relative THEN s.path || t.path || f.path \
+         WHEN starts_with(t.path, {root}) THEN substr(t.path, {length}) || f.path ELSE t.path || f.path END"
+    )
 }
 
 fn joins(metadata: &str) -> String {
-    // A schema or table that was renamed has a row for each name; its path stays.
+    // A schema or table that was renamed has a row for each name; its files stay where they are, so any row tells.
     format!(
-        "JOIN (SELECT table_id, max(schema_id) AS schema_id, max(path) AS path, bool_and(path_is_relative) AS path_is_relative \
-         FROM {metadata}.ducklake_table GROUP BY table_id) t ON t.table_id = f.table_id \
+        "JOIN {metadata}.ducklake_table t ON t.table_id = f.table_id \
+         AND t.begin_snapshot = (SELECT min(b.begin_snapshot) FROM {metadata}.ducklake_table b WHERE b.table_id = f.table_id) \
          JOIN (SELECT schema_id, max(path) AS path FROM {metadata}.ducklake_schema GROUP BY schema_id) s \
          ON s.schema_id = t.schema_id"
     )
@@ -264,7 +269,7 @@ fn data_files(session: &Session, ids: &str) -> Result<Vec<RegisteredFile>> {
         "SELECT f.table_id, f.data_file_id, {} AS path, f.record_count, f.file_size_bytes, f.footer_size, f.row_id_start, \
          f.begin_snapshot, f.end_snapshot, f.partial_max, f.mapping_id IS NOT NULL AS mapped \
          FROM {metadata}.ducklake_data_file f {} WHERE f.table_id IN ({ids}) ORDER BY f.data_file_id",
-        path_sql(),
+        path_sql(&data_path(session)?),
         joins(&metadata)
     );
     session.read(&sql, |row| {
@@ -290,7 +295,7 @@ fn delete_files(session: &Session, ids: &str) -> Result<Vec<RegisteredDelete>> {
         "SELECT f.table_id, f.delete_file_id, f.data_file_id, {} AS path, f.format, f.delete_count, f.file_size_bytes, \
          f.footer_size, f.begin_snapshot, f.end_snapshot \
          FROM {metadata}.ducklake_delete_file f {} WHERE f.table_id IN ({ids}) ORDER BY f.delete_file_id",
-        path_sql(),
+        path_sql(&data_path(session)?),
         joins(&metadata)
     );
     session.read(&sql, |row| {

@@ -14,10 +14,9 @@ use super::pipeline::PipelineRow;
 use super::session::Session;
 use super::stamp;
 use super::statistics::{self, Change, TableColumnStats};
-use super::table::{CatalogColumn, KnownTable, TableState};
-use super::{copies, definitions};
+use super::table::{CatalogColumn, KnownTable, TableState, data_path};
+use super::{copies, definitions, parts};
 use crate::error::{Because, Error, ErrorKind, Result, ResultExt};
-use crate::source::table::TableName;
 use crate::sql::{identifier, literal};
 
 /// The statements of one commit, put together so that a Postgres catalog gets them in one round trip.
@@ -102,6 +101,11 @@ impl<'a> Script<'a> {
         if table.replace || !table.deletes.is_empty() {
             self.changes.push(format!("deleted_from_table:{table_id}"));
         }
+        if table.replace {
+            // What a copy was made of, and what it did without.
+            let statements = parts::discard(&self.tables, &self.pipeline.name, &format!("table_id = {table_id}"));
+            self.sql.push_str(&statements);
+        }
         let registered = data.iter().map(|file| &file.path).chain(table.deletes.iter().map(|delete| &delete.file.path));
         let registered: Vec<String> = registered.map(|path| literal(path)).collect();
         if !registered.is_empty() {
@@ -147,29 +151,52 @@ impl<'a> Script<'a> {
         Ok(columns)
     }
 
-    /// As DuckLake's own ALTER TABLE … RENAME TO. The files stay in their folder.
-    fn rename(&mut self, table_id: i64, Renamed { source, target: name }: &Renamed, known: &KnownTable) -> Result<()> {
-        let target = TableName { schema: known.name.schema.clone(), table: name.clone() };
-        if live_table(self.session, &target)?.is_some_and(|(other, _)| other != table_id) {
+    /// As DuckLake's own ALTER TABLE … RENAME TO, and into another schema, which DuckLake has no statement for. The files stay in their folder.
+    fn rename(&mut self, table_id: i64, Renamed { source, target }: &Renamed, known: &KnownTable) -> Result<()> {
+        if live_table(self.session, target)?.is_some_and(|(other, _)| other != table_id) {
             let what = format!("the source's table is {source} now, and the lake has another table of that name");
             return Err(Error::new(ErrorKind::Table, what).remedy("rename one of them, or set on_rename = \"keep\""));
         }
-        let (tables, id, name) = (self.tables.clone(), self.id, literal(name));
+        let (tables, id, name) = (self.tables.clone(), self.id, literal(&target.table));
+        let place = match target.schema == known.name.schema {
+            true => "schema_id, path, path_is_relative".to_owned(),
+            false => self.place_in(&target.schema, &known.folder)?,
+        };
         self.statement(&format!(
             "UPDATE {tables}.ducklake_table SET end_snapshot = {id} WHERE table_id = {table_id} AND end_snapshot IS NULL"
         ));
         self.statement(&format!(
             "INSERT INTO {tables}.ducklake_table \
-             (table_id, table_uuid, begin_snapshot, end_snapshot, schema_id, table_name, path, path_is_relative) \
-             SELECT table_id, table_uuid, {id}, NULL, schema_id, {name}, path, path_is_relative \
+             (table_id, table_uuid, begin_snapshot, end_snapshot, table_name, schema_id, path, path_is_relative) \
+             SELECT table_id, table_uuid, {id}, NULL, {name}, {place} \
              FROM {tables}.ducklake_table WHERE table_id = {table_id} AND end_snapshot = {id}"
         ));
         self.statement(&format!(
-            "UPDATE {tables}.duckpipe_table SET target_table = {name}, {} WHERE pipeline = {} AND table_id = {table_id}",
+            "UPDATE {tables}.duckpipe_table SET target_schema = {}, target_table = {name}, {} WHERE pipeline = {} AND table_id = {table_id}",
+            literal(&target.schema),
             copies::renamed(source),
             literal(&self.pipeline.name)
         ));
         Ok(())
+    }
+
+    /// A schema's id, and the path of a folder for a table in it, with whether that is relative: below the schema's own folder it is.
+    fn place_in(&self, schema: &str, folder: &str) -> Result<String> {
+        let sql = format!(
+            "SELECT schema_id, path FROM {}.ducklake_schema WHERE end_snapshot IS NULL AND lower(schema_name) = lower({})",
+            self.tables,
+            literal(schema)
+        );
+        let rows = self.session.read(&sql, |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)))?;
+        let (schema_id, path) = rows.into_iter().next().ok_or_else(|| {
+            // It was there when the name was looked at.
+            Error::new(ErrorKind::Conflict, format!("the lake's schema {schema} was dropped"))
+        })?;
+        let folder = format!("{folder}/");
+        Ok(match folder.strip_prefix(&path) {
+            Some(below) => format!("{schema_id}, {}, true", literal(below)),
+            None => format!("{schema_id}, {}, false", literal(&(data_path(self.session)? + &folder))),
+        })
     }
 
     /// As DuckLake's own TRUNCATE, or DELETE of all rows, does it: data files end; their delete files stay as they are, they hang

@@ -138,7 +138,7 @@ pub struct TableRow {
     pub values_nulled: u64,
     /// The last commit with data of this table, in microseconds since 1970.
     pub last_commit_at: Option<i64>,
-    /// Why it is errored, or paused where nobody asked for that.
+    /// Why it is errored, waits, or is paused where nobody asked for that.
     pub error: Option<String>,
     /// The slot that brings it level with the others, where that is not its pipeline's.
     pub slot: Option<String>,
@@ -337,6 +337,13 @@ pub(super) fn field_id(wanted: &ColumnType, found: &CatalogColumn, columns: &[Ca
     Some(FieldId { column_id: found.id, element })
 }
 
+/// Where the lake's files lie, as its catalog says, with a slash at the end.
+pub(super) fn data_path(session: &Session) -> Result<String> {
+    let sql = format!("SELECT value FROM {}.ducklake_metadata WHERE key = 'data_path'", session.tables());
+    let path = session.read(&sql, |row| row.get::<_, String>(0))?.into_iter().next().unwrap_or_default();
+    Ok(format!("{}/", path.trim_end_matches('/')))
+}
+
 /// The folder of a live table below the data path, and its name; `None` where the table is gone.
 pub(super) fn table_folder(session: &Session, table_id: i64) -> Result<Option<(TableName, String)>> {
     let tables = session.tables();
@@ -348,14 +355,22 @@ pub(super) fn table_folder(session: &Session, table_id: i64) -> Result<Option<(T
     );
     let rows = session.read(&sql, |row| {
         let name = TableName { schema: row.get(0)?, table: row.get(1)? };
-        let relative = row.get::<_, bool>(3)? && row.get::<_, bool>(5)?;
-        let folder = format!("{}{}", row.get::<_, String>(2)?, row.get::<_, String>(4)?);
-        Ok((name, relative.then_some(folder)))
+        Ok((
+            name,
+            (row.get::<_, String>(2)?, row.get::<_, bool>(3)?),
+            (row.get::<_, String>(4)?, row.get::<_, bool>(5)?),
+        ))
     })?;
-    match rows.into_iter().next() {
-        None => Ok(None),
-        Some((name, Some(folder))) => Ok(Some((name, folder.trim_end_matches('/').to_owned()))),
-        Some((name, None)) => Err(Error::new(
+    let Some((name, (schema, below_root), (table, below_schema))) = rows.into_iter().next() else { return Ok(None) };
+    let folder = match (below_root, below_schema) {
+        (true, true) => Some(schema + &table),
+        // It has moved to another schema; its files have not.
+        (_, false) => table.strip_prefix(&data_path(session)?).map(str::to_owned),
+        (false, true) => None,
+    };
+    match folder {
+        Some(folder) => Ok(Some((name, folder.trim_end_matches('/').to_owned()))),
+        None => Err(Error::new(
             ErrorKind::Table,
             format!("{name}: the table's files lie outside the lake's data path, where duckpipe does not write"),
         )),

@@ -75,16 +75,16 @@ enum Wanted<'a> {
     Oid(Oid),
 }
 
-/// A number for each of these tables that are there, which is another one once the table's name, its columns, its key, its replica
-/// identity, its row filters or its partitions are. A table that has become a partition of another one of these is none any more. It waits for no lock.
+/// A number for each of these tables that are there, which is another one once the table's name, its heap, its columns, its key, its
+/// replica identity, its row filters or its partitions are. A table that has become a partition of another one of these is none any more. It waits for no lock.
 pub async fn definition_marks(session: &Session, oids: &[Oid]) -> Result<hashbrown::HashMap<Oid, i64>> {
     let partitions = format!(
         "CASE WHEN c.relkind = 'p' THEN ({} SELECT string_agg(concat_ws(' ', t.oid, t.link, p.relfilenode), ',' ORDER BY t.oid) \
          FROM tree t JOIN pg_class p ON p.oid = t.oid) END",
         partitions::tree("c.oid")
     );
-    let query = "SELECT c.oid, hashtextextended(concat_ws(' ', n.nspname, c.relname, c.relreplident, \
-                 (SELECT string_agg(concat_ws(' ', a.attnum, a.attname, a.atttypid, a.atttypmod), ',' ORDER BY a.attnum) \
+    let query = "SELECT c.oid, hashtextextended(concat_ws(' ', n.nspname, c.relname, c.relreplident, c.relfilenode, \
+                 (SELECT string_agg(concat_ws(' ', a.attnum, a.attname, a.atttypid, a.atttypmod, a.xmin), ',' ORDER BY a.attnum) \
                   FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), \
                  (SELECT string_agg(concat_ws(' ', i.indkey, i.indisprimary, i.indisreplident), ',' ORDER BY i.indexrelid) \
                   FROM pg_index i WHERE i.indrelid = c.oid AND (i.indisprimary OR i.indisreplident))";
@@ -220,7 +220,7 @@ fn columns_query(major: u32) -> String {
     format!(
         "SELECT a.attnum, a.attname, a.atttypid, a.atttypmod, a.attndims::int2 AS attndims, a.attnotnull, \
          CASE WHEN a.atthasmissing THEN (a.attmissingval::text::text[])[1] WHEN c.relkind = 'p' THEN {of_partitions} END AS missing, \
-         format_type(a.atttypid, a.atttypmod) AS display \
+         format_type(a.atttypid, a.atttypmod) AS display, a.xmin::text::int8 AS changed_by \
          FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid \
          LEFT JOIN (SELECT {list} AS list, {generated} AS generated FROM pg_publication p \
                     LEFT JOIN pg_publication_rel pr ON pr.prpubid = p.oid AND pr.prrelid = $1 \
@@ -294,6 +294,7 @@ impl Types<'_> {
             pg_type,
             not_null: row.get("attnotnull"),
             missing: row.get("missing"),
+            changed_by: row.get::<_, i64>("changed_by") as u32,
         })
     }
 

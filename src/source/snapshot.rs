@@ -8,7 +8,7 @@ use super::partitions::{self, partition};
 use super::settings::SourceSettings;
 use super::table::{Heap, SourceTable};
 use super::wire::{QueryError, Wire, text};
-use crate::error::{Error, ErrorKind, Result, ResultExt};
+use crate::error::{Because, Error, ErrorKind, Result, ResultExt};
 use crate::sql;
 
 /// Keeps an exported snapshot alive: a transaction of its own that has imported it and exports it again.
@@ -39,6 +39,15 @@ impl SnapshotHolder {
     pub async fn check(&self) -> Result<()> {
         let alive = self.wire.lock().await.query("SELECT 1").await;
         alive.map(drop).map_err(|error| error.into_error("Keeping the snapshot"))
+    }
+
+    /// The snapshot's `xmin`, with its epoch: all transactions before it have ended.
+    pub async fn xmin(&self) -> Result<u64> {
+        const WHAT: &str = "Reading the snapshot's xmin";
+        let rows = self.wire.lock().await.query("SELECT pg_snapshot_xmin(pg_current_snapshot())").await;
+        let rows = rows.map_err(|error| error.into_error(WHAT))?;
+        let row = rows.first().ok_or_else(|| Error::new(ErrorKind::Internal, format!("{WHAT} gave none")))?;
+        text(row, 0)?.parse().because(ErrorKind::Internal, || WHAT.into())
     }
 
     /// Has a table be made of the partitions that it had at the snapshot, measured now.
@@ -74,6 +83,16 @@ pub struct CopyColumn {
     pub cast: Option<&'static str>,
 }
 
+/// Rows by the transaction that inserted them, their `xmin`, without its epoch. Compared by age, as Postgres does: exact for those since one that
+/// is younger than 2^31 transactions. A row that is older than that may be taken for one of these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inserted {
+    /// By this transaction or a later one.
+    Since(u32),
+    /// By an earlier one.
+    Before(u32),
+}
+
 impl SnapshotReader {
     /// Connects and imports the snapshot.
     pub async fn open(settings: &SourceSettings, snapshot: &str) -> Result<Self> {
@@ -98,6 +117,21 @@ impl SnapshotReader {
         columns: &[CopyColumn],
         pages: Option<Range<u32>>,
     ) -> Result<CopyStream<'_>> {
+        self.begin_copy(heap, copy_sql(heap, columns, pages, None)).await
+    }
+
+    /// As [`SnapshotReader::copy`], of the rows of a range that were inserted before or since a transaction.
+    pub async fn copy_inserted(
+        &mut self,
+        heap: &Heap,
+        columns: &[CopyColumn],
+        pages: Range<u32>,
+        inserted: Inserted,
+    ) -> Result<CopyStream<'_>> {
+        self.begin_copy(heap, copy_sql(heap, columns, Some(pages), Some(inserted))).await
+    }
+
+    async fn begin_copy(&mut self, heap: &Heap, statement: String) -> Result<CopyStream<'_>> {
         let what = format!("Copying {}", heap.name);
         if self.in_copy {
             return Err(Error::new(
@@ -105,21 +139,22 @@ impl SnapshotReader {
                 format!("{what}: an earlier copy on this connection was not read to its end"),
             ));
         }
-        let statement = copy_sql(heap, columns, pages);
         self.wire.begin_copy(&statement).await.map_err(|error| error.into_error(&what))?;
         self.in_copy = true;
-        Ok(CopyStream { reader: self, oid: heap.oid, what })
+        Ok(CopyStream { reader: self, oid: heap.oid, what, file_node: 0 })
     }
 
-    /// Whether a table that was read has the heap that it had at the snapshot. TRUNCATE and what rewrites a table do not follow
+    /// The relfilenode that a table had at the snapshot, and whether it still has it. TRUNCATE and what rewrites a table do not follow
     /// snapshots: to one from before, the new heap is empty. The lock that the COPY took keeps the present heap in place.
-    async fn is_same_heap(&mut self, oid: u32) -> Result<bool> {
+    async fn heap_of(&mut self, oid: u32) -> Result<(u32, bool)> {
         const WHAT: &str = "Looking whether it is still the same heap";
         // The row of pg_class is the snapshot's, the function tells of now.
-        let sql = format!("SELECT relfilenode = pg_relation_filenode(oid) FROM pg_class WHERE oid = {oid}");
+        let sql =
+            format!("SELECT relfilenode, relfilenode = pg_relation_filenode(oid) FROM pg_class WHERE oid = {oid}");
         let rows = self.wire.query(&sql).await.map_err(|error| error.into_error(WHAT))?;
         let row = rows.first().ok_or_else(|| Error::new(ErrorKind::Internal, format!("{WHAT} found no table")))?;
-        Ok(text(row, 0)? == "t")
+        let file_node = text(row, 0)?.parse().because(ErrorKind::Internal, || WHAT.into())?;
+        Ok((file_node, text(row, 1)? == "t"))
     }
 }
 
@@ -128,9 +163,15 @@ pub struct CopyStream<'a> {
     reader: &'a mut SnapshotReader,
     oid: u32,
     what: String,
+    file_node: u32,
 }
 
 impl CopyStream<'_> {
+    /// The relfilenode of the heap that was read, once the stream has ended.
+    pub fn file_node(&self) -> u32 {
+        self.file_node
+    }
+
     /// The next piece of the data, cut anywhere; `None` after its end. Cancel-safe before the end.
     ///
     /// # Errors
@@ -142,9 +183,11 @@ impl CopyStream<'_> {
         match self.reader.wire.copy_data().await {
             Ok(Some(data)) => Ok(Some(data)),
             Ok(None) => {
-                let same = self.reader.is_same_heap(self.oid).await;
+                let heap = self.reader.heap_of(self.oid).await;
                 self.reader.in_copy = false;
-                match same.context(|| self.what.clone())? {
+                let (file_node, same) = heap.context(|| self.what.clone())?;
+                self.file_node = file_node;
+                match same {
                     true => Ok(None),
                     false => Err(Error::new(
                         ErrorKind::Table,
@@ -164,7 +207,7 @@ impl CopyStream<'_> {
     }
 }
 
-fn copy_sql(heap: &Heap, columns: &[CopyColumn], pages: Option<Range<u32>>) -> String {
+fn copy_sql(heap: &Heap, columns: &[CopyColumn], pages: Option<Range<u32>>, inserted: Option<Inserted>) -> String {
     let columns: Vec<_> = columns
         .iter()
         .map(|column| match column.cast {
@@ -178,8 +221,12 @@ fn copy_sql(heap: &Heap, columns: &[CopyColumn], pages: Option<Range<u32>>) -> S
         Some(Range { start, end: u32::MAX }) => Some(format!("ctid >= '({start},0)'")),
         Some(Range { start, end }) => Some(format!("ctid >= '({start},0)' AND ctid < '({end},0)'")),
     };
+    let inserted = inserted.map(|inserted| match inserted {
+        Inserted::Since(xid) => format!("age(xmin) <= age('{xid}'::xid)"),
+        Inserted::Before(xid) => format!("age(xmin) > age('{xid}'::xid)"),
+    });
     let filter = heap.filter.as_ref().map(|filter| format!("({filter})"));
-    let conditions: Vec<String> = range.into_iter().chain(filter).collect();
+    let conditions: Vec<String> = range.into_iter().chain(inserted).chain(filter).collect();
     let condition = if conditions.is_empty() { String::new() } else { format!(" WHERE {}", conditions.join(" AND ")) };
     let name = sql::qualified(&heap.name.schema, &heap.name.table);
     format!("COPY (SELECT {} FROM ONLY {name}{condition}) TO STDOUT (FORMAT binary)", columns.join(", "))
@@ -188,7 +235,9 @@ fn copy_sql(heap: &Heap, columns: &[CopyColumn], pages: Option<Range<u32>>) -> S
 async fn begin(settings: &SourceSettings, snapshot: &str) -> Result<Wire> {
     let mut wire = Wire::connect(settings, false).await?;
     let begin = format!(
-        "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET TRANSACTION SNAPSHOT {}",
+        // Rows come in the order in which they lie.
+        "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET TRANSACTION SNAPSHOT {}; \
+         SET LOCAL max_parallel_workers_per_gather = 0; SET LOCAL synchronize_seqscans = off",
         sql::literal(snapshot)
     );
     wire.query(&begin).await.map_err(|error| {
@@ -211,14 +260,16 @@ mod tests {
         let columns =
             [CopyColumn { name: "x".into(), cast: None }, CopyColumn { name: "y z".into(), cast: Some("text[]") }];
         assert_eq!(
-            copy_sql(&heap, &columns, Some(2..7)),
+            copy_sql(&heap, &columns, Some(2..7), None),
             "COPY (SELECT \"x\", \"y z\"::text[] FROM ONLY \"s\".\"a\"\"b\" WHERE ctid >= '(2,0)' AND ctid < '(7,0)') \
              TO STDOUT (FORMAT binary)"
         );
-        assert!(copy_sql(&heap, &columns[..1], Some(7..u32::MAX)).contains("WHERE ctid >= '(7,0)')"));
-        assert!(copy_sql(&heap, &columns[..1], None).contains("FROM ONLY \"s\".\"a\"\"b\")"));
+        assert!(copy_sql(&heap, &columns[..1], Some(7..u32::MAX), None).contains("WHERE ctid >= '(7,0)')"));
+        assert!(copy_sql(&heap, &columns[..1], None, None).contains("FROM ONLY \"s\".\"a\"\"b\")"));
         let filtered = Heap { filter: Some("x OR y".into()), ..heap };
-        assert!(copy_sql(&filtered, &columns[..1], None).contains("b\" WHERE (x OR y))"));
-        assert!(copy_sql(&filtered, &columns[..1], Some(0..3)).contains("ctid < '(3,0)' AND (x OR y))"));
+        assert!(copy_sql(&filtered, &columns[..1], None, None).contains("b\" WHERE (x OR y))"));
+        assert!(copy_sql(&filtered, &columns[..1], Some(0..3), None).contains("ctid < '(3,0)' AND (x OR y))"));
+        let since = copy_sql(&filtered, &columns[..1], Some(0..3), Some(Inserted::Since(9)));
+        assert!(since.contains("ctid < '(3,0)' AND age(xmin) <= age('9'::xid) AND (x OR y))"), "{since}");
     }
 }

@@ -94,6 +94,9 @@ pub struct SourceColumn {
     pub not_null: bool,
     /// `pg_attribute.attmissingval`, as text: what rows show that are older than the column. `None`: NULL.
     pub missing: Option<String>,
+    /// `pg_attribute.xmin`: the transaction that changed the column last. 0: not known.
+    #[serde(default)]
+    pub changed_by: u32,
 }
 
 /// `pg_class.relreplident`.

@@ -77,7 +77,11 @@ impl Definitions<'_> {
         let source = history::at_message(known, &now, relation).map_err(|why| unclear(known, why))?;
         if is_same(&source, known) {
             // Where it changed since, that will be described in its turn.
-            let source = if is_same(&now, known) { with_parts_of(now, known) } else { known.clone() };
+            let source = match is_same(&now, known) {
+                true if is_recast(known, &now) => return Err(unclear(known, RECAST)),
+                true => with_parts_of(now, known),
+                false => known.clone(),
+            };
             return Ok(Described::Same(as_known()?, source.into()));
         }
         if xid.is_none() && !is_same(&source, &now) {
@@ -190,8 +194,26 @@ pub fn is_same(one: &SourceTable, other: &SourceTable) -> bool {
     columns(one) == columns(other) && others(one) == others(other)
 }
 
+/// What a table is that [`is_recast`].
+pub const RECAST: &str =
+    "it was written anew, and a column of it was changed at that time: its values may be others now";
+
+/// Whether the table has another heap, and a column that was changed and looks as before: so it is after ALTER COLUMN … TYPE … USING with
+/// the type that it has, which no message tells. VACUUM FULL and CLUSTER leave the columns alone, but for what rows show that are older.
+pub fn is_recast(known: &SourceTable, now: &SourceTable) -> bool {
+    let looks = |column: &SourceColumn| {
+        let SourceColumn { attnum, name, pg_type, not_null, missing, .. } = column.clone();
+        (attnum, name, pg_type, not_null, missing)
+    };
+    let recast = |column: &SourceColumn| {
+        let mut before = known.columns.iter().filter(|before| before.changed_by != 0);
+        before.any(|before| looks(before) == looks(column) && before.changed_by != column.changed_by)
+    };
+    known.file_node != now.file_node && now.columns.iter().any(recast)
+}
+
 /// The table with the name and the partitions that are known: what became of these is judged when everything before that is in the lake.
-fn with_parts_of(table: SourceTable, known: &SourceTable) -> SourceTable {
+pub fn with_parts_of(table: SourceTable, known: &SourceTable) -> SourceTable {
     SourceTable { name: known.name.clone(), partitions: known.partitions.clone(), ..table }
 }
 

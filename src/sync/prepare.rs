@@ -26,6 +26,8 @@ pub struct ChosenTable {
     pub source: SourceTable,
     /// Its place in the lake.
     pub target: TableName,
+    /// The view that shows its rows among those of others.
+    pub view: Option<TableName>,
     /// Its columns on their way.
     pub layout: TableLayout,
     /// Which of its rows the configuration wants, as the server prints it; `None`: all.
@@ -215,7 +217,7 @@ async fn choose(session: &Session, table: &SelectedTable, publication: Option<&s
         Some(filter) => Some(filter_of(session, &source, filter).await?),
         None => None,
     };
-    Ok(ChosenTable { source, target: table.target.clone(), layout, filter })
+    Ok(ChosenTable { source, target: table.target.clone(), view: table.view.clone(), layout, filter })
 }
 
 /// A filter on a table as the server prints it.

@@ -230,7 +230,13 @@ impl TableProgress {
         self.state.store(TableState::Paused as u8, Relaxed);
     }
 
-    /// Why it is errored, or paused where nobody asked for that.
+    /// It can't be begun yet, and why.
+    pub fn wait(&self, why: String) {
+        *lock(&self.error) = Some(why);
+        self.state.store(TableState::Pending as u8, Relaxed);
+    }
+
+    /// Why it is errored, waits, or is paused where nobody asked for that.
     pub fn error(&self) -> Option<String> {
         lock(&self.error).clone()
     }

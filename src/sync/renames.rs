@@ -16,23 +16,31 @@ pub struct Named<'a> {
     pub target: &'a TableName,
 }
 
-/// The name of the lake's table once the source's is called `now`; `None`: it is called as before. It follows where it may: within its
-/// schema, for its files lie below that, and where no other table has the name.
+/// The name of the lake's table once the source's is called `now`; `None`: it is called as before. It follows where no other table has the
+/// name, into another schema too, which is made where there is none.
 ///
 /// # Errors
 /// Kind `Transient` where the catalog fails.
 pub async fn followed(config: &Config, lake: &Lake, table: Named<'_>, now: &TableName) -> Result<Option<TableName>> {
     let Named { selected, source, target } = table;
     let fixed = selection_of(&config.tables(), selected).is_some_and(|selected| selected.has_target);
-    let is_after = |name: &TableName| target.table == name.table;
-    let follows = config.sync.on_rename == OnRename::Follow && !fixed && (is_after(source) || is_after(selected));
-    if !follows || target.table == now.table {
+    if config.sync.on_rename != OnRename::Follow || fixed {
         return Ok(None);
     }
-    let wanted = TableName { schema: target.schema.clone(), table: now.table.clone() };
+    let follows = |part: fn(&TableName) -> &String| match [source, selected].map(part).contains(&part(target)) {
+        true => part(now).clone(),
+        false => part(target).clone(),
+    };
+    let wanted = TableName { schema: follows(|name| &name.schema), table: follows(|name| &name.table) };
+    if wanted == *target {
+        return Ok(None);
+    }
     if !lake.is_free(&wanted).await? {
         tracing::warn!(table = %now, %target, "the lake's table keeps its name: another one is called {wanted}");
         return Ok(None);
+    }
+    if wanted.schema != target.schema {
+        lake.create_schema(&wanted.schema).await?;
     }
     Ok(Some(wanted))
 }

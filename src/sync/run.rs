@@ -3,7 +3,7 @@
 //! ```text
 //!  (none) ──► creating ──► snapshot ──► streaming ◄──► stopped
 //!               ▲  row before slot        │
-//!               └── dies: slot dropped, copied anew; `--resnapshot` leads here from anywhere
+//!               └── dies: slot dropped, the copy goes on at a new one; `--resnapshot` leads here from anywhere
 //! ```
 
 mod connections;
@@ -34,7 +34,7 @@ use crate::source::table::{SourceTable, TableName};
 use crate::source::{publication, slot};
 
 use super::boundary::Boundary;
-use super::definition::{is_same, layout_of};
+use super::definition::{RECAST, is_recast, is_same, layout_of, unclear};
 use super::failpoint::failpoint;
 use super::flush::SyncTable;
 use super::pipeline::{Budget, Pipeline};
@@ -202,6 +202,7 @@ fn show(progress: &Progress, known: &TableRow) -> Arc<TableProgress> {
     }
     match (&known.error, known.state) {
         (why, TableState::Paused) => shown.pause(why.clone()),
+        (Some(why), TableState::Pending) => shown.wait(why.clone()),
         (Some(error), _) => shown.fail(error),
         (None, _) => {}
     }
@@ -290,7 +291,7 @@ impl Runner<'_> {
             .remedy("if nothing else uses it, remove it with `duckpipe drop`; else set another `slot` in [source]"));
         }
         for table in chosen {
-            self.lake.check_target(&self.config.name, &table.target).await?;
+            self.lake.check_target(&self.config.name, &table.target, table.view.as_ref()).await?;
         }
         let former = row.as_ref().map(|row| row.slot.clone());
         let owns_publication = !exists || row.is_some_and(|row| row.owns_publication);
@@ -334,6 +335,7 @@ impl Runner<'_> {
                 source_oid: table.source.oid,
                 source: table.source.name.clone(),
                 target: table.target.clone(),
+                view: table.view.clone(),
                 layout: table.layout.clone(),
                 recreate: true,
             };
@@ -351,6 +353,7 @@ impl Runner<'_> {
             holder.settle(source).await?;
         }
         let pipeline = self.pipeline(fence);
+        self.refresh_views(&pipeline).await?;
         self.remove_orphans(&pipeline).await?;
         let table_ids: Vec<i64> = tables.iter().map(|(table, _)| table.lake.table_id).collect();
         self.lake.begin_copy(&pipeline.fence, &table_ids).await?;
@@ -364,6 +367,9 @@ impl Runner<'_> {
             settings: &self.settings,
             workers: self.config.sync.snapshot_workers,
             on_unrepresentable: self.config.sync.on_unrepresentable,
+            identity: &self.identity,
+            anew: self.options.resnapshot,
+            range_pages: self.config.sync.range_pages(),
             lsn: created.consistent_point,
             alterations: HashMap::new(),
         };
@@ -391,6 +397,7 @@ impl Runner<'_> {
         let pipeline = self.pipeline(fence);
         self.remove_orphans(&pipeline).await?;
         self.let_go(&pipeline, None).await?;
+        self.refresh_views(&pipeline).await?;
         let rows = self.lake.tables(&row.name).await?;
         if rows.iter().all(|row| row.slot.is_none()) {
             // What joined the stream just before a process died left it behind.
@@ -460,6 +467,9 @@ impl Runner<'_> {
         let (source, layout) = match (there, recorded) {
             (Some(table), None) => (table.source.clone(), table.layout.clone()),
             (Some(table), Some(recorded)) if is_same(recorded, &table.source) => {
+                if is_recast(recorded, &table.source) {
+                    return Err(unclear(recorded, RECAST));
+                }
                 // How its partitions changed since is judged by the stream.
                 let partitions = recorded.partitions.clone();
                 let source = SourceTable { partitions, ..table.source.clone() };
@@ -519,6 +529,17 @@ impl Runner<'_> {
             slot: None,
             resyncs: self.config.sync.resyncs(),
         })
+    }
+
+    /// What somebody else has put in the place of a view is no reason to let its tables wait.
+    async fn refresh_views(&self, pipeline: &Pipeline) -> Result<()> {
+        match self.lake.refresh_views(&pipeline.fence).await {
+            Err(error) if error.kind() == ErrorKind::Precondition => {
+                tracing::error!(%error, fix = error.remedy_text(), "a view does not show what it should; its tables go on");
+                Ok(())
+            }
+            refreshed => refreshed,
+        }
     }
 
     async fn remove_orphans(&self, pipeline: &Pipeline) -> Result<()> {

@@ -6,21 +6,25 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
 use duckpipe_storage::{DataFile, DataFileWriter};
 use hashbrown::HashMap;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::batch::copy::CopyDecoder;
-use crate::batch::layout::Mode;
+use crate::batch::layout::{LayoutColumn, Mode, TableLayout};
 use crate::batch::value_error::OnUnrepresentable;
 use crate::error::{Because, Error, ErrorKind, Result, ResultExt};
 use crate::lake::store::store_error;
-use crate::lake::{Alteration, Commit, PipelineState, TableCommit, TableState};
+use crate::lake::{Alteration, Commit, Part, PipelineState, TableCommit, TableState};
 use crate::lsn::Lsn;
+use crate::source::replication::Identity;
 use crate::source::settings::SourceSettings;
-use crate::source::snapshot::{CopyColumn, SnapshotHolder, SnapshotReader};
+use crate::source::snapshot::{CopyColumn, CopyStream, SnapshotHolder, SnapshotReader};
 use crate::source::table::{Heap, SourceTable};
+
+mod kept;
 
 use super::appended;
 use super::failpoint::failpoint;
@@ -33,14 +37,13 @@ struct Job {
     table: Arc<SyncTable>,
     heap: Arc<Heap>,
     pages: Option<Range<u32>>,
+    /// What an earlier try has read of it.
+    kept: Option<Arc<Part>>,
     /// The number of the next row of a table that keeps all changes; 0 is what its copy begins with.
     next_row: Arc<AtomicU64>,
     /// It is the table's first.
     begins: bool,
 }
-
-/// Heap pages (8 KiB) of a range: 128 MiB, so that a large table keeps all workers busy to its end.
-const RANGE_PAGES: u32 = 16_384;
 
 /// How the first copy is made.
 pub struct CopyOptions<'a> {
@@ -50,18 +53,25 @@ pub struct CopyOptions<'a> {
     pub workers: usize,
     /// What to do with a value that its lake type can't hold.
     pub on_unrepresentable: OnUnrepresentable,
+    /// The source's cluster: what was read of another one is of no use.
+    pub identity: &'a Identity,
+    /// What an earlier try has read is not looked at.
+    pub anew: bool,
+    /// Heap pages (8 KiB) of a range: a large table keeps all workers busy to its end, and what was read is not read twice.
+    pub range_pages: u32,
     /// The slot's consistent point: the position that the copy shows.
     pub lsn: Lsn,
     /// How the lake's columns of some tables change with their copies, by the tables' oids.
     pub alterations: HashMap<u32, Alteration>,
 }
 
-/// Copies all tables at the slot's snapshot, which `holder` keeps, and commits them.
+/// Copies all tables at the slot's snapshot, which `holder` keeps, and commits them. What an earlier try has read of large tables is
+/// brought up to this snapshot, and what this one reads of them is kept in case that it fails.
 ///
 /// Returns whether the copy was finished: not, where it was told to stop.
 ///
 /// # Errors
-/// Kind `Transient`, when the source or the store fails; nothing is visible then, and the next start copies anew.
+/// Kind `Transient`, when the source or the store fails; nothing is visible then, and the next try goes on.
 pub async fn copy_all(
     pipeline: &Arc<Pipeline>,
     options: &CopyOptions<'_>,
@@ -70,7 +80,18 @@ pub async fn copy_all(
     stop: &watch::Receiver<bool>,
 ) -> Result<bool> {
     let workers = options.workers.max(1);
-    let jobs: VecDeque<Job> = tables.iter().flat_map(|(table, source)| jobs_of(table, source)).collect();
+    let xmin = holder.xmin().await?;
+    let (kept, any) = kept::usable(pipeline, options, tables, xmin).await?;
+    let mut jobs = VecDeque::new();
+    let mut definitions = HashMap::new();
+    for (table, source) in tables {
+        let parts = kept.get(&table.oid).map_or(&[][..], Vec::as_slice);
+        jobs.extend(jobs_of(table, source, parts, options.range_pages));
+        if kept::may_keep(&table.layout) {
+            definitions.insert(table.oid, kept::definition(options, table, source)?);
+        }
+    }
+    let definitions = Arc::new(definitions);
     let jobs = Arc::new(Mutex::new(jobs));
     let mut running = JoinSet::new();
     for _ in 0..workers {
@@ -81,6 +102,8 @@ pub async fn copy_all(
             workers,
             on_unrepresentable: options.on_unrepresentable,
             lsn: options.lsn,
+            xmin,
+            definitions: Arc::clone(&definitions),
             stop: stop.clone(),
         };
         running.spawn(worker.work(Arc::clone(&jobs)));
@@ -97,7 +120,7 @@ pub async fn copy_all(
         }
     }
     if *stop.borrow() {
-        tracing::info!("stopped during the first copy; the next start copies anew");
+        tracing::info!("stopped during the copy; the next start goes on with what was read");
         return Ok(false);
     }
     holder.check().await.context(|| "the snapshot was lost during the copy".into())?;
@@ -111,6 +134,12 @@ pub async fn copy_all(
     }
     failpoint("snapshot_commit");
     commit(pipeline, tables, (&copied, &failed), options).await?;
+    if any {
+        // What of the earlier try was of no use.
+        if let Err(error) = pipeline.lake.remove_orphans(&pipeline.fence, &pipeline.store).await {
+            tracing::warn!(%error, "files of an earlier try stay until the next start");
+        }
+    }
     Ok(true)
 }
 
@@ -175,22 +204,27 @@ impl Copied {
     }
 }
 
-fn jobs_of(table: &Arc<SyncTable>, source: &SourceTable) -> Vec<Job> {
+fn jobs_of(table: &Arc<SyncTable>, source: &SourceTable, kept: &[Arc<Part>], range_pages: u32) -> Vec<Job> {
     let mut jobs = Vec::new();
     let next_row = Arc::new(AtomicU64::new(1));
     for heap in source.heaps().into_iter().map(Arc::new) {
-        let job = |pages| {
+        let job = |pages, kept| {
             let next_row = Arc::clone(&next_row);
-            Job { table: Arc::clone(table), heap: Arc::clone(&heap), pages, next_row, begins: false }
+            Job { table: Arc::clone(table), heap: Arc::clone(&heap), pages, kept, next_row, begins: false }
         };
-        if heap.pages <= RANGE_PAGES * 3 / 2 {
-            jobs.push(job(None));
+        let kept: Vec<Arc<Part>> = kept.iter().filter(|part| part.relation == heap.oid).cloned().collect();
+        if kept.is_empty() && heap.pages <= range_pages.saturating_mul(3) / 2 {
+            jobs.push(job(None, None));
             continue;
         }
-        let mut starts: Vec<u32> = (0..heap.pages).step_by(RANGE_PAGES as usize).collect();
-        // The last range is open: the heap may have grown since it was measured.
-        starts.push(u32::MAX);
-        jobs.extend(starts.windows(2).map(|w| job(Some(w[0]..w[1]))));
+        for gap in kept::uncovered(&kept) {
+            let measured = gap.start..gap.end.min(heap.pages.max(gap.start + 1));
+            let mut starts: Vec<u32> = measured.step_by(range_pages as usize).collect();
+            // The last range is open: the heap may have grown since it was measured.
+            starts.push(gap.end);
+            jobs.extend(starts.windows(2).map(|w| job(Some(w[0]..w[1]), None)));
+        }
+        jobs.extend(kept.into_iter().map(|part| job(Some(part.pages.clone()), Some(part))));
     }
     if let Some(first) = jobs.first_mut() {
         first.begins = true;
@@ -205,6 +239,10 @@ struct Worker {
     workers: usize,
     on_unrepresentable: OnUnrepresentable,
     lsn: Lsn,
+    /// Of the snapshot.
+    xmin: u64,
+    /// Of tables whose ranges are kept, by oid.
+    definitions: Arc<HashMap<u32, String>>,
     stop: watch::Receiver<bool>,
 }
 
@@ -255,41 +293,70 @@ impl Worker {
             Some(connection) => connection,
             None => reader.insert(SnapshotReader::open(&self.settings, &self.snapshot).await?),
         };
-        let columns: Vec<CopyColumn> = table
-            .layout
-            .columns
-            .iter()
-            .map(|column| CopyColumn { name: column.name.clone(), cast: column.copy_cast() })
-            .collect();
-        let mut stream = connection.copy(&job.heap, &columns, job.pages.clone()).await?;
-        let mut decoder = CopyDecoder::new(Arc::clone(&table.layout), self.on_unrepresentable);
-        let pipeline = &self.pipeline;
-        let schema = table.lake.schema(&table.layout)?;
-        let mut writer = DataFileWriter::new(
-            pipeline.store.clone(),
-            pipeline.upload_log(),
-            &table.lake.folder,
-            Arc::clone(&schema),
-            pipeline.budget.data_files(self.workers),
-        );
-        let unwritten = format!("the files of {} can't be written", table.layout.table);
-        let mut rows = 0;
-        let history = table.layout.mode == Mode::History;
-        let numbered = |batch: RecordBatch| match table.layout.mode {
-            Mode::Mirror => Ok(batch),
-            Mode::SoftDelete => appended::live_rows_of_copy(&batch, &schema),
-            Mode::History => {
-                let first = job.next_row.fetch_add(batch.num_rows() as u64, Relaxed);
-                appended::rows_of_copy(&batch, (self.lsn, first), &schema)
+        if let Some(part) = &job.kept {
+            if let Some(copied) = kept::renew(self, connection, job, part).await? {
+                return Ok(copied);
             }
-        };
-        if history && job.begins {
+            tracing::debug!(table = %table.layout.table, pages = ?job.pages, "a range is read anew");
+            let paths = part.files.iter().map(|file| file.path.clone()).collect();
+            self.pipeline.lake.discard_parts(&self.pipeline.fence, paths).await?;
+        }
+        let mut stream = connection.copy(&job.heap, &copy_columns(&table.layout), job.pages.clone()).await?;
+        let schema = table.lake.schema(&table.layout)?;
+        let mut writer = self.writer(table, &schema);
+        let unwritten = format!("the files of {} can't be written", table.layout.table);
+        if table.layout.mode == Mode::History && job.begins {
             let start = appended::start_of_copy(self.lsn, &schema)?;
             writer.write(&start).await.map_err(store_error(&unwritten))?;
         }
+        let (rows, nulled) = self.read(&mut stream, job, (&mut writer, &schema)).await?;
+        let file_node = stream.file_node();
+        let files = writer.finish().await.map_err(store_error(&unwritten))?;
+        if let Some((pages, definition)) = job.pages.clone().zip(self.definitions.get(&table.oid))
+            && !files.is_empty()
+        {
+            let (table_id, relation) = (table.lake.table_id, job.heap.oid);
+            let (definition, files) = (definition.clone(), files.clone());
+            let part = Part { table_id, relation, file_node, pages, xmin: self.xmin, definition, files, nulled };
+            self.pipeline.lake.keep_part(&self.pipeline.fence, &part).await?;
+            failpoint("part_kept");
+        }
+        Ok(Copied { files, rows, nulled })
+    }
+
+    fn writer(&self, table: &SyncTable, schema: &SchemaRef) -> DataFileWriter {
+        let pipeline = &self.pipeline;
+        DataFileWriter::new(
+            pipeline.store.clone(),
+            pipeline.upload_log(),
+            &table.lake.folder,
+            Arc::clone(schema),
+            pipeline.budget.data_files(self.workers),
+        )
+    }
+
+    /// Writes what a COPY sends, to its end. Gives the numbers of rows and of values that became NULL.
+    async fn read(
+        &self,
+        stream: &mut CopyStream<'_>,
+        job: &Job,
+        (writer, schema): (&mut DataFileWriter, &SchemaRef),
+    ) -> Result<(u64, u64)> {
+        let table = &job.table;
+        let mut decoder = CopyDecoder::new(Arc::clone(&table.layout), self.on_unrepresentable);
+        let unwritten = format!("the files of {} can't be written", table.layout.table);
+        let mut rows = 0;
+        let numbered = |batch: RecordBatch| match table.layout.mode {
+            Mode::Mirror => Ok(batch),
+            Mode::SoftDelete => appended::live_rows_of_copy(&batch, schema),
+            Mode::History => {
+                let first = job.next_row.fetch_add(batch.num_rows() as u64, Relaxed);
+                appended::rows_of_copy(&batch, (self.lsn, first), schema)
+            }
+        };
         while let Some(chunk) = stream.next().await? {
             decoder.push(&chunk)?;
-            if decoder.bytes() >= pipeline.budget.copy_batch || decoder.rows() >= 65_536 {
+            if decoder.bytes() >= self.pipeline.budget.copy_batch || decoder.rows() >= 65_536 {
                 rows += decoder.rows() as u64;
                 table.progress.add_rows_copied(decoder.rows() as u64);
                 writer.write(&numbered(decoder.take()?)?).await.map_err(store_error(&unwritten))?;
@@ -307,7 +374,12 @@ impl Worker {
             tracing::warn!(table = %table.layout.table, nulled, "values that their lake type can't hold were copied as NULL");
         }
         decoder.finish()?;
-        let files = writer.finish().await.map_err(store_error(&unwritten))?;
-        Ok(Copied { files, rows, nulled })
+        Ok((rows, nulled))
     }
+}
+
+/// A layout's columns as COPY shall read them.
+fn copy_columns(layout: &TableLayout) -> Vec<CopyColumn> {
+    let column = |column: &LayoutColumn| CopyColumn { name: column.name.clone(), cast: column.copy_cast() };
+    layout.columns.iter().map(column).collect()
 }

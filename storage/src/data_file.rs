@@ -6,6 +6,7 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::encoder::Encoder;
@@ -49,7 +50,7 @@ impl Default for DataFileOptions {
 }
 
 /// A data file that is whole and durable, as a catalog registers it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataFile {
     /// The path relative to the store: `public/orders/<uuid>.parquet`.
     pub path: String,

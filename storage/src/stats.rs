@@ -8,6 +8,7 @@ use arrow::datatypes::{
     ArrowPrimitiveType, DataType, Date32Type, Decimal128Type, Field, Float32Type, Float64Type, Int16Type, Int32Type,
     Int64Type, Time64MicrosecondType, TimeUnit, TimestampMicrosecondType, UInt32Type, UInt64Type,
 };
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, StorageError};
 use crate::fields::require_field_id;
@@ -17,7 +18,7 @@ use crate::stats_text::value_text;
 const LONGEST_TEXT: usize = 64;
 
 /// What a catalog stores of one leaf column of a data file.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ColumnStats {
     /// The lake's id of the column; for a list, that of its element.
     pub field_id: i32,

@@ -12,6 +12,7 @@ async fn an_older_format_is_brought_up_to_date(kind: Kind) {
     Model::new(&lab, "t").await;
     let older = "ALTER TABLE {m}.duckpipe_table DROP COLUMN slot; ALTER TABLE {m}.duckpipe_table DROP COLUMN wanted; \
                  ALTER TABLE {m}.duckpipe_table DROP COLUMN selected_schema; ALTER TABLE {m}.duckpipe_table DROP COLUMN selected_table; \
+                 ALTER TABLE {m}.duckpipe_table DROP COLUMN fan_in; DROP TABLE {m}.duckpipe_part; \
                  DROP TABLE {m}.duckpipe_definition; DROP TABLE {m}.duckpipe_request; UPDATE {m}.duckpipe_format SET version = 1";
     lab.lake.run(move |session| session.write(&older.replace("{m}", &session.tables()))).await.unwrap();
     lab.lake.clone().shutdown().await;
@@ -32,7 +33,7 @@ async fn a_newer_format_is_refused(kind: Kind) {
         let lake = lab.lake.clone();
         async move { lake.run(move |session| session.write(&sql.replace("{m}", &session.tables()))).await.unwrap() }
     };
-    statement("UPDATE {m}.duckpipe_format SET version = 4").await;
+    statement("UPDATE {m}.duckpipe_format SET version = 5").await;
     lab.lake.clone().shutdown().await;
     let error = Lake::open(&lab.settings).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Precondition);

@@ -268,7 +268,14 @@ pub fn name(table: &str) -> TableName {
 }
 
 pub fn new_table(table: &str, layout: &TableLayout) -> NewTable {
-    NewTable { source_oid: 16_400, source: name(table), target: name(table), layout: layout.clone(), recreate: false }
+    NewTable {
+        source_oid: 16_400,
+        source: name(table),
+        target: name(table),
+        view: None,
+        layout: layout.clone(),
+        recreate: false,
+    }
 }
 
 pub fn table_commit(table_id: i64) -> TableCommit {

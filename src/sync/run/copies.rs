@@ -239,6 +239,8 @@ impl Runner<'_> {
         // One of the same name can only be what an earlier copy left: the rows name it before it is made.
         slot::drop(session, &slot).await?;
         let mut replication = ReplicationConnection::connect(&self.settings).await?;
+        // The source may have been promoted since this process began.
+        let identity = replication.identify_system().await?;
         let created = replication.create_slot(&slot).await?;
         failpoint("beside_slot");
         let holder = SnapshotHolder::import(&self.settings, &created.snapshot).await?;
@@ -249,6 +251,9 @@ impl Runner<'_> {
             settings: &self.settings,
             workers: self.config.sync.snapshot_workers,
             on_unrepresentable: self.config.sync.on_unrepresentable,
+            identity: &identity,
+            anew: false,
+            range_pages: self.config.sync.range_pages(),
             lsn: created.consistent_point,
             alterations,
         };
@@ -299,7 +304,7 @@ impl Runner<'_> {
         check_mode(row, chosen.layout.mode)?;
         prepare::refuse_partition(session, &chosen.source, &self.lake.tables(&self.config.name).await?).await?;
         let filter = self.publish(session, &published, &chosen).await?;
-        let ChosenTable { source, layout, target, .. } = chosen;
+        let ChosenTable { source, layout, target, view, .. } = chosen;
         let source = SourceTable { filter, ..source };
         if target != row.target {
             let what = format!("{} is the lake's {}, but has the target {target} now", row.source, row.target);
@@ -316,6 +321,7 @@ impl Runner<'_> {
                     source_oid: source.oid,
                     source: source.name.clone(),
                     target,
+                    view,
                     layout: layout.clone(),
                     recreate: true,
                 };
@@ -326,7 +332,7 @@ impl Runner<'_> {
         if source.name != row.source {
             let names = Named { selected: row.named(), source: &row.source, target: &lake.name };
             if let Some(target) = renames::followed(self.config, &self.lake, names, &source.name).await? {
-                let name = Some(Renamed { source: source.name.clone(), target: target.table.clone() });
+                let name = Some(Renamed { source: source.name.clone(), target: target.clone() });
                 let (changes, columns) =
                     alteration.map_or_else(|| (Vec::new(), lake.columns.clone()), |a| (a.changes, a.columns));
                 alteration = Some(Alteration { changes, columns, name });

@@ -13,6 +13,7 @@ use crate::source::{catalog, publication, row_filter};
 use crate::sync::failpoint::failpoint;
 use crate::sync::pipeline::Pipeline;
 use crate::sync::prepare::{self, ChosenTable};
+use crate::sync::stream::explain;
 
 /// What is kept from one look for new tables to the next.
 #[derive(Default)]
@@ -44,6 +45,13 @@ impl Runner<'_> {
         let patterns: Vec<TablePattern> = self.config.tables().iter().map(|table| table.source.clone()).collect();
         let found = catalog::list_tables(&session, &patterns).await?;
         let rows = self.lake.tables(&self.config.name).await?;
+        // What waited and never came.
+        for row in
+            rows.iter().filter(|row| row.table_id.is_none() && row.error.is_some() && !found.contains(&row.source))
+        {
+            self.lake.forget_table(&pipeline.fence, &row.target).await?;
+            self.progress.forget(&row.source);
+        }
         for name in &found {
             // One that is half made is made to its end.
             let known = rows.iter().find(|row| row.source == *name && row.table_id.is_some());
@@ -80,15 +88,27 @@ impl Runner<'_> {
             return Ok(());
         }
         prepare::refuse_partition(session, source, rows).await?;
-        self.lake.check_target(&self.config.name, &chosen.target).await?;
-        self.publish(session, &published, &chosen).await?;
-        failpoint("newcomer_published");
-        let ChosenTable { source, target, layout, .. } = chosen;
-        tracing::info!(table = %name, "a new table: it is copied, beside the stream");
+        self.lake.check_target(&self.config.name, &chosen.target, chosen.view.as_ref()).await?;
+        let published = self.publish(session, &published, &chosen).await;
+        let ChosenTable { source, target, view, layout, .. } = chosen;
         let (progress, estimate) = (self.progress.table(name, &target), source.estimated_rows);
-        let new = NewTable { source_oid: source.oid, source: name.clone(), target, layout, recreate: false };
+        let new = NewTable { source_oid: source.oid, source: name.clone(), target, view, layout, recreate: false };
+        match published {
+            Err(error) if error.kind() == ErrorKind::Precondition => {
+                let why = explain(&error);
+                if !rows.iter().any(|row| row.source == *name && row.error.as_ref() == Some(&why)) {
+                    self.lake.claim_table(&pipeline.fence, &new, &why).await?;
+                }
+                progress.wait(why);
+                return Err(error);
+            }
+            published => published?,
+        };
+        failpoint("newcomer_published");
+        tracing::info!(table = %name, "a new table: it is copied, beside the stream");
         self.lake.create_table(&pipeline.fence, &new).await?;
         failpoint("newcomer_made");
+        self.refresh_views(pipeline).await?;
         progress.set_state(TableState::Pending);
         progress.set_rows_total_estimate(estimate);
         Ok(())

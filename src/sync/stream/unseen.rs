@@ -16,7 +16,7 @@ use crate::lake::{Alteration, LakeTable, Renamed, TableState};
 use crate::lsn::Lsn;
 use crate::source::partitions::{self, Partition};
 use crate::source::table::SourceTable;
-use crate::sync::definition::{is_same, unclear};
+use crate::sync::definition::{RECAST, is_recast, is_same, unclear, with_parts_of};
 use crate::sync::failpoint::failpoint;
 use crate::sync::flush::SyncTable;
 use crate::sync::pipeline::Pipeline;
@@ -126,14 +126,23 @@ impl Stream<'_> {
     }
 
     async fn compare(&mut self, oid: u32, mark: i64) -> Result<()> {
-        let Some(table) = self.tables.get(&oid) else { return Ok(()) };
-        match self.definitions.now(&table.source).await? {
-            Some(source) if differs(&source, &table.source) => {
-                let at = self.definitions.session.wal_position().await?;
-                self.unseen.found.insert(oid, Found { source, mark, at });
-            }
-            _ => drop(self.unseen.known.insert(oid, mark)),
+        let Some(table) = self.tables.get_mut(&oid) else { return Ok(()) };
+        let now = self.definitions.now(&table.source).await?;
+        if let Some(source) = now.as_ref().filter(|source| differs(source, &table.source)) {
+            let (source, at) = (source.clone(), self.definitions.session.wal_position().await?);
+            self.unseen.found.insert(oid, Found { source, mark, at });
+            return Ok(());
         }
+        if let Some(source) = now {
+            // Another heap, or a column that was changed, but not both: the next time they are what is known.
+            let is_new = (source.file_node, &source.columns) != (table.source.file_node, &table.source.columns);
+            table.unrecorded |= is_new;
+            table.source = with_parts_of(source, &table.source);
+            if is_new && table.alteration.is_none() {
+                self.shared.replace(&table.table, &table.source);
+            }
+        }
+        self.unseen.known.insert(oid, mark);
         Ok(())
     }
 
@@ -156,6 +165,9 @@ impl Stream<'_> {
             if table.alteration.is_none() {
                 self.shared.replace(&table.table, &table.source);
             }
+        }
+        if is_recast(&table.source, &found.source) {
+            return quarantine(table, unclear(&table.source, RECAST));
         }
         // Rows that were received in part would have to fit; a message has told meanwhile.
         if self.streamed.has_changes(oid) || is_same(&found.source, &table.source) {
@@ -223,7 +235,7 @@ impl Stream<'_> {
         if target == known.lake.name {
             lake.rename_source(fence, known.lake.table_id, &now.name).await?;
         } else {
-            let name = Some(Renamed { source: now.name.clone(), target: target.table.clone() });
+            let name = Some(Renamed { source: now.name.clone(), target: target.clone() });
             let columns = known.lake.columns.clone();
             table.alteration = Some(Alteration { changes: Vec::new(), columns, name });
         }
@@ -242,7 +254,7 @@ impl Stream<'_> {
 
 /// Whether there is anything to do about a table that the catalog has like this.
 fn differs(now: &SourceTable, known: &SourceTable) -> bool {
-    !is_same(now, known) || now.name != known.name || !has_same_partitions(now, known)
+    !is_same(now, known) || now.name != known.name || !has_same_partitions(now, known) || is_recast(known, now)
 }
 
 fn has_same_partitions(one: &SourceTable, other: &SourceTable) -> bool {
