@@ -16,10 +16,11 @@ const ATTEMPTS: u32 = 20;
 const COLUMNS: &str = " AS _source, COLUMNS(";
 
 impl Lake {
-    /// Has the views that show the pipeline's tables show all of them, and nothing that is gone.
+    /// Has the views that show the pipeline's tables show all of them, and nothing that is gone. Where such a view's name is a table's, or a
+    /// view's that is not ours, that is told, and stays.
     ///
     /// # Errors
-    /// [`ErrorKind::Precondition`] where such a view's name is a table's, or a view's that is not ours.
+    /// [`ErrorKind::Transient`] where the catalog fails.
     pub async fn refresh_views(&self, fence: &Fence) -> Result<()> {
         let fence = fence.clone();
         self.run(move |session| {
@@ -59,7 +60,14 @@ pub(super) fn refresh(session: &Session, view: &TableName, without: Option<i64>)
     let context = || format!("the lake's view {view}");
     for _ in 0..ATTEMPTS {
         let wanted = tables_of(session, view, without)?;
-        let shown = live_sql(session, view).context(context)?;
+        let shown = match live_sql(session, view).context(context) {
+            // What somebody else has put in its place is no reason to let its tables wait.
+            Err(error) if error.kind() == ErrorKind::Precondition => {
+                tracing::error!(%error, fix = error.remedy_text(), "a view does not show what it should; its tables go on");
+                return Ok(());
+            }
+            shown => shown?,
+        };
         if shown.as_deref().map_or(wanted.is_empty(), |sql| shows(sql, view, &wanted)) {
             return Ok(());
         }

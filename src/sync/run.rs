@@ -353,7 +353,7 @@ impl Runner<'_> {
             holder.settle(source).await?;
         }
         let pipeline = self.pipeline(fence);
-        self.refresh_views(&pipeline).await?;
+        self.lake.refresh_views(&pipeline.fence).await?;
         self.remove_orphans(&pipeline).await?;
         let table_ids: Vec<i64> = tables.iter().map(|(table, _)| table.lake.table_id).collect();
         self.lake.begin_copy(&pipeline.fence, &table_ids).await?;
@@ -397,7 +397,7 @@ impl Runner<'_> {
         let pipeline = self.pipeline(fence);
         self.remove_orphans(&pipeline).await?;
         self.let_go(&pipeline, None).await?;
-        self.refresh_views(&pipeline).await?;
+        self.lake.refresh_views(&pipeline.fence).await?;
         let rows = self.lake.tables(&row.name).await?;
         if rows.iter().all(|row| row.slot.is_none()) {
             // What joined the stream just before a process died left it behind.
@@ -529,17 +529,6 @@ impl Runner<'_> {
             slot: None,
             resyncs: self.config.sync.resyncs(),
         })
-    }
-
-    /// What somebody else has put in the place of a view is no reason to let its tables wait.
-    async fn refresh_views(&self, pipeline: &Pipeline) -> Result<()> {
-        match self.lake.refresh_views(&pipeline.fence).await {
-            Err(error) if error.kind() == ErrorKind::Precondition => {
-                tracing::error!(%error, fix = error.remedy_text(), "a view does not show what it should; its tables go on");
-                Ok(())
-            }
-            refreshed => refreshed,
-        }
     }
 
     async fn remove_orphans(&self, pipeline: &Pipeline) -> Result<()> {

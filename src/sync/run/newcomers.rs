@@ -108,7 +108,7 @@ impl Runner<'_> {
         tracing::info!(table = %name, "a new table: it is copied, beside the stream");
         self.lake.create_table(&pipeline.fence, &new).await?;
         failpoint("newcomer_made");
-        self.refresh_views(pipeline).await?;
+        self.lake.refresh_views(&pipeline.fence).await?;
         progress.set_state(TableState::Pending);
         progress.set_rows_total_estimate(estimate);
         Ok(())
