@@ -162,10 +162,10 @@ fn pipelines() {
 
     // The lake's table goes, and `sync` dies before its row does.
     first.terminate().expect(0);
-    north.duckpipe.die_at("lake_table_dropped", 1);
-    let dying = north.duckpipe.sync();
     north.duckpipe.run(&["tables", "remove", "tenant_b.orders", "--drop"]).expect(0);
-    dying.wait(MINUTE);
+    north.duckpipe.die_at("lake_table_dropped", 1);
+    let died = north.duckpipe.sync().wait(MINUTE);
+    assert_eq!(died.code, None, "{}", died.output());
     let rows = || wanted(&[("fan_north", "tenant_a", &clients.0), ("fan_south", "tenant_a", &clients.1)], "id, v");
     assert_eq!(shown(&north.lake.open_native(), "id, v"), rows());
     north.duckpipe.live();

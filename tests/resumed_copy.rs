@@ -96,8 +96,8 @@ fn goes_on_postgres() {
     goes_on(POSTGRES);
 }
 
-/// What can't be held against the present table is read anew: one that was rewritten, has other columns, lost its rows, has no key, or is to be
-/// copied anew.
+/// What can't be held against the present table is read anew: one that was rewritten, has other columns, lost its rows, was created anew, has no
+/// key, or is to be copied anew.
 #[test]
 fn begins_anew() {
     let keyless = TABLE.replace("PRIMARY KEY", "") + "; ALTER TABLE t REPLICA IDENTITY FULL";
@@ -105,6 +105,13 @@ fn begins_anew() {
         ("vacuum", TABLE, "VACUUM FULL t", &["sync", "--once"][..]),
         ("column", TABLE, "ALTER TABLE t ADD COLUMN more int DEFAULT 5", &["sync", "--once"]),
         ("truncate", TABLE, "TRUNCATE t; INSERT INTO t SELECT i FROM generate_series(1, 5000) i", &["sync", "--once"]),
+        (
+            "created",
+            TABLE,
+            "DROP TABLE t; CREATE TABLE t AS SELECT i::bigint AS id, 0 AS n FROM generate_series(1, 5000) i; \
+          ALTER TABLE t ADD PRIMARY KEY (id)",
+            &["sync", "--once"],
+        ),
         ("asked", TABLE, "DELETE FROM t WHERE id < 100", &["sync", "--once", "--resnapshot"]),
         ("keyless", &keyless, "DELETE FROM t WHERE id < 100", &["sync", "--once"]),
     ];

@@ -80,7 +80,16 @@ pub(crate) fn open(settings: &LakeSettings, inspect: impl Fn(&Found) -> Result<(
                 .because(ErrorKind::Precondition, || format!("can't make the catalog's folder {}", folder.display()))?;
         }
     }
-    attach(&session, settings, postgres.as_ref()).context(describe)?;
+    let attached = attach(&session, settings, postgres.as_ref());
+    let exists = match (attached, &postgres) {
+        (Ok(()), _) => exists,
+        // Where two first starts make the lake at one moment, Postgres refuses the second; the first one's is there then.
+        (Err(_), Some(catalog)) if !exists && postgres_has_lake(&session, catalog).context(describe)? => {
+            attach(&session, settings, postgres.as_ref()).context(describe)?;
+            true
+        }
+        (Err(error), _) => return Err(error).context(describe),
+    };
     check_version(&session).context(describe)?;
     if exists {
         inspect(&Found::Lake(format::catalog_id(&session).context(describe)?))?;

@@ -303,6 +303,12 @@ pub async fn check_publication(session: &Session, name: &str, tables: &[ChosenTa
         check_generated(session, name, &names).await?;
         return Ok(false);
     };
+    check_kinds(&found)?;
+    check_generated(session, name, &names).await?;
+    if owned {
+        // What it lacks, it is given.
+        return Ok(true);
+    }
     check_via_root(&found, tables.iter().map(|table| &table.source))?;
     let missing: Vec<String> = names
         .iter()
@@ -317,13 +323,9 @@ pub async fn check_publication(session: &Session, name: &str, tables: &[ChosenTa
         };
         return Err(Error::new(ErrorKind::Precondition, format!("the publication {name} lacks {list}")).remedy(remedy));
     }
-    if !owned {
-        for table in tables {
-            check_filter(&found, table)?;
-        }
+    for table in tables {
+        check_filter(&found, table)?;
     }
-    check_kinds(&found)?;
-    check_generated(session, name, &names).await?;
     Ok(true)
 }
 

@@ -245,6 +245,20 @@ async fn two_pipelines_share_a_postgres_catalog() {
 }
 
 #[tokio::test]
+async fn first_starts_at_one_moment_share_one_lake() {
+    let server = Server::shared();
+    let folder = tempfile::tempdir().unwrap();
+    for _ in 0..3 {
+        let mut settings =
+            settings(CatalogLocation::Postgres { url: server.url(&server.database()), schema: Some("new".into()) });
+        settings.data_path = folder.path().to_string_lossy().into_owned();
+        let lakes = futures::future::join_all((0..4).map(|_| Lake::open(&settings))).await;
+        let lakes: Vec<Lake> = lakes.into_iter().collect::<Result<_, _>>().unwrap();
+        assert!(lakes.iter().all(|lake| lake.catalog_id() == lakes[0].catalog_id()));
+    }
+}
+
+#[tokio::test]
 async fn a_postgres_catalog_lies_in_the_schema_that_its_address_names() {
     let server = Server::shared();
     let database = server.database();
