@@ -167,6 +167,31 @@ fn killed_while_tables_come_and_go() {
     scenario.duckpipe.run(&["validate", "--files"]).expect(0);
 }
 
+/// It gets another name, or is gone, before the next start goes on with it: nothing is left of what was made of it.
+#[test]
+fn gone_while_it_is_made() {
+    let tables = format!("{SYNC}[[tables]]\nsource = \"public.*\"\n");
+    let mut scenario = Scenario::new("come_gone", POSTGRES, &tables);
+    scenario.source.execute(&rows("stays", 100));
+    scenario.converge(&["public.stays"]);
+    for (change, there) in [("ALTER TABLE comes RENAME TO came", "public.came"), ("DROP TABLE comes", "public.stays")] {
+        scenario.source.execute(&rows("comes", 300));
+        scenario.duckpipe.die_at("lake_table_made", 1);
+        let died = scenario.duckpipe.sync().wait(MINUTE);
+        assert_eq!(died.code, None, "{}", died.output());
+        scenario.duckpipe.live();
+        scenario.source.execute(change);
+        let mut sync = scenario.duckpipe.sync();
+        sync.wait_until("nothing waits", MINUTE, |status| status.all("streaming"));
+        waits_for(&scenario, &mut sync, there, "streaming");
+        sync.terminate().expect(0);
+        scenario.assert_equal(&["public.stays", there]);
+        let left = "SELECT count(*) FROM duckdb_tables() WHERE database_name = 'lake' AND table_name = 'comes'";
+        assert_eq!(scenario.lake.open_native().number(left), 0);
+        scenario.duckpipe.run(&["validate"]).expect(0);
+    }
+}
+
 /// A publication that is somebody else's: the statement is told to its owner, and once it was run the table comes.
 #[test]
 fn a_publication_of_somebody_else() {

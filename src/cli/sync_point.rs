@@ -25,7 +25,7 @@ use crate::sync::boundary::{Boundary, STANDS};
 use crate::sync::progress::Progress;
 use crate::sync::repair::Repair;
 use crate::sync::{self, RunOptions};
-use crate::validate::SyncPoint;
+use crate::validate::{SyncPoint, columns_changed};
 
 /// How often a row in the catalog is looked at.
 const POLL: Duration = Duration::from_millis(150);
@@ -109,8 +109,16 @@ impl<'a> ThroughSync<'a> {
         *self.standing.lock().unwrap_or_else(PoisonError::into_inner) = Some(asking);
     }
 
-    /// Brings the lake to the position by a run that stops there.
-    async fn catch_up(&self, lsn: Lsn) -> Result<()> {
+    /// Follows columns that the source has changed, before a position is chosen: a run that has to stop at one does not look for them.
+    async fn follow_columns(&self) -> Result<()> {
+        let lake = self.open_lake().await?;
+        let changed = columns_changed(self.config, &lake).await;
+        lake.shutdown().await;
+        if changed? { self.catch_up(None).await } else { Ok(()) }
+    }
+
+    /// Brings the lake to the position by a run that stops there; `None`: to where the source is.
+    async fn catch_up(&self, until: Option<Lsn>) -> Result<()> {
         // A pipeline that was never copied is not to be copied by the way.
         let lake = self.open_lake().await?;
         let row = lake.pipeline(&self.config.name).await?;
@@ -122,9 +130,10 @@ impl<'a> ThroughSync<'a> {
             )
             .remedy("run `duckpipe sync` first"));
         }
-        tracing::info!(%lsn, "no sync is running; catching up");
+        let to = until.map_or_else(|| "where the source is".to_owned(), |lsn| lsn.to_string());
+        tracing::info!(%to, "no sync is running; catching up");
         let (opened, _) = oneshot::channel();
-        let options = RunOptions { once: true, resnapshot: false, until: Some(lsn) };
+        let options = RunOptions { once: true, resnapshot: false, until };
         let boundary = Arc::new(Boundary::default());
         sync::run(self.config, options, Progress::new(), boundary, self.shutdown.clone(), opened).await?;
         if *self.shutdown.borrow() {
@@ -144,7 +153,7 @@ impl SyncPoint for ThroughSync<'_> {
                 while admin::hold(file, patience).await?.is_none() {
                     if !sync_runs(self.config).await? {
                         self.go(Way::Own);
-                        break;
+                        return self.follow_columns().await;
                     }
                     // One that is starting answers soon.
                     if tokio::time::Instant::now() >= deadline {
@@ -158,7 +167,7 @@ impl SyncPoint for ThroughSync<'_> {
             CatalogLocation::Postgres { .. } => {
                 if !sync_runs(self.config).await? {
                     self.go(Way::Own);
-                    return Ok(());
+                    return self.follow_columns().await;
                 }
                 let lake = Lake::open(&self.config.lake_settings(CATALOG_MEMORY, false)).await?;
                 let id = Uuid::new_v4().to_string();
@@ -201,7 +210,7 @@ impl SyncPoint for ThroughSync<'_> {
                 Ok((self.open_lake().await?, snapshot))
             }
             Way::Own | Way::Unknown => {
-                self.catch_up(lsn).await?;
+                self.catch_up(Some(lsn)).await?;
                 let lake = self.open_lake().await?;
                 let snapshot = lake.latest_snapshot().await?;
                 match lake.pipeline(&self.config.name).await?.and_then(|row| row.lsn) {

@@ -15,8 +15,9 @@ use super::table::{
 };
 use crate::batch::layout::TableLayout;
 use crate::error::{Because, Error, ErrorKind, Result, ResultExt};
+use crate::failpoint::failpoint;
 use crate::source::table::TableName;
-use crate::sql::{identifier, literal};
+use crate::sql::{identifier, literal, qualified};
 
 /// A table that the lake shall have.
 #[derive(Clone, Debug)]
@@ -120,6 +121,37 @@ impl Lake {
         .await
     }
 
+    /// Lets go of a table that was claimed, or begun to be made, and that the source does not have any more. What was made of it goes too,
+    /// unless it holds rows: that of an earlier copy stays.
+    ///
+    /// # Errors
+    /// As DuckDB's, and [`ErrorKind::Fenced`].
+    pub async fn discard_half_made(&self, fence: &Fence, target: &TableName) -> Result<()> {
+        let (fence, target) = (fence.clone(), target.clone());
+        self.run(move |session| {
+            pipeline::held(session, &fence)?;
+            if let Some((table_id, name)) = live_table(session, &target)? {
+                let tables = session.tables();
+                let files = format!("SELECT count(*) FROM {tables}.ducklake_data_file WHERE table_id = {table_id}");
+                if session.read(&files, |row| row.get::<_, i64>(0))?.first().is_none_or(|files| *files > 0) {
+                    return Ok(());
+                }
+                session.batch(&format!("DROP TABLE {LAKE}.{}", qualified(&name.schema, &name.table)))?;
+            }
+            session.locked_transaction(|session| {
+                pipeline::held(session, &fence)?;
+                session.write(&format!(
+                    "DELETE FROM {}.duckpipe_table WHERE pipeline = {} AND target_schema = {} AND target_table = {} AND table_id IS NULL",
+                    session.tables(),
+                    literal(&fence.pipeline),
+                    literal(&target.schema),
+                    literal(&target.table)
+                ))
+            })
+        })
+        .await
+    }
+
     /// The lake's table for a source table: the pipeline's own one where its columns fit, else a new one. It belongs to the
     /// pipeline from then on, in [`TableState::Pending`] where it is new.
     ///
@@ -137,6 +169,7 @@ impl Lake {
                     (table_id, columns, generation)
                 }
             };
+            failpoint("lake_table_made");
             set_options(session, table_id).context(context)?;
             session.locked_transaction(|session| {
                 pipeline::held(session, &fence)?;

@@ -574,15 +574,6 @@ impl Lake {
         .await
     }
 
-    /// Lets go of a table that is not copied any more: the lake's table stays, and belongs to nobody then.
-    pub async fn forget_table(&self, fence: &Fence, target: &TableName) -> Result<()> {
-        let (schema, table) = (literal(&target.schema), literal(&target.table));
-        self.change_own_row(fence, move |tables| {
-            format!("DELETE FROM {tables}.duckpipe_table WHERE target_schema = {schema} AND target_table = {table}")
-        })
-        .await
-    }
-
     /// Runs a statement whose WHERE clause is narrowed to the pipeline's own rows.
     async fn change_own_row(&self, fence: &Fence, sql: impl FnOnce(&str) -> String + Send + 'static) -> Result<()> {
         let fence = fence.clone();

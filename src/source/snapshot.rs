@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::partitions::{self, partition};
 use super::settings::SourceSettings;
-use super::table::{Heap, SourceTable};
+use super::table::{Heap, SourceTable, TableName};
 use super::wire::{QueryError, Wire, text};
 use crate::error::{Because, Error, ErrorKind, Result, ResultExt};
 use crate::sql;
@@ -23,7 +23,8 @@ impl SnapshotHolder {
     /// Imports the snapshot. The connection that exports it must still be as it was then.
     pub async fn import(settings: &SourceSettings, snapshot: &str) -> Result<Self> {
         const WHAT: &str = "Exporting the snapshot again";
-        let mut wire = begin(settings, snapshot).await?;
+        let mut wire = Wire::connect(settings, false).await?;
+        begin(&mut wire, snapshot).await?;
         let rows = wire.query("SELECT pg_export_snapshot()").await.map_err(|error| error.into_error(WHAT))?;
         let row = rows.first().ok_or_else(|| Error::new(ErrorKind::Internal, format!("{WHAT} gave no name")))?;
         let snapshot = text(row, 0)?.to_owned();
@@ -68,10 +69,16 @@ impl SnapshotHolder {
 }
 
 /// A connection that reads tables as of a snapshot.
+///
+/// It locks what it reads, as any reader does, until it goes on to another table: so that whoever alters tables meanwhile waits for one of
+/// them at most, and never for one that waits for him.
 pub struct SnapshotReader {
     wire: Wire,
+    snapshot: String,
     /// A COPY was begun and not read to its end: what comes next on the connection belongs to it.
     in_copy: bool,
+    /// The table that is locked: the partitioned one, where a partition is read.
+    locked: Option<TableName>,
 }
 
 /// A column as COPY shall read it.
@@ -96,7 +103,9 @@ pub enum Inserted {
 impl SnapshotReader {
     /// Connects and imports the snapshot.
     pub async fn open(settings: &SourceSettings, snapshot: &str) -> Result<Self> {
-        Ok(SnapshotReader { wire: begin(settings, snapshot).await?, in_copy: false })
+        let mut wire = Wire::connect(settings, false).await?;
+        begin(&mut wire, snapshot).await?;
+        Ok(SnapshotReader { wire, snapshot: snapshot.to_owned(), in_copy: false, locked: None })
     }
 
     /// Lets the server end each later COPY that takes longer.
@@ -139,9 +148,28 @@ impl SnapshotReader {
                 format!("{what}: an earlier copy on this connection was not read to its end"),
             ));
         }
+        self.lock(heap).await.context(|| what.clone())?;
         self.wire.begin_copy(&statement).await.map_err(|error| error.into_error(&what))?;
         self.in_copy = true;
         Ok(CopyStream { reader: self, oid: heap.oid, what, file_node: 0 })
+    }
+
+    /// Lets go of the table that was read before. A partitioned one is locked with all its partitions, in the order in which everybody does.
+    async fn lock(&mut self, heap: &Heap) -> Result<()> {
+        let table = heap.root.as_ref().unwrap_or(&heap.name);
+        if self.locked.as_ref() == Some(table) {
+            return Ok(());
+        }
+        if self.locked.take().is_some() {
+            self.wire.query("COMMIT").await.map_err(|error| error.into_error("Going on to the next table"))?;
+            begin(&mut self.wire, &self.snapshot).await?;
+        }
+        if heap.root.is_some() {
+            let lock = format!("LOCK TABLE {} IN ACCESS SHARE MODE", sql::qualified(&table.schema, &table.table));
+            self.wire.query(&lock).await.map_err(|error| error.into_error(&format!("Locking {table}")))?;
+        }
+        self.locked = Some(table.clone());
+        Ok(())
     }
 
     /// The relfilenode that a table had at the snapshot, and whether it still has it. TRUNCATE and what rewrites a table do not follow
@@ -232,31 +260,28 @@ fn copy_sql(heap: &Heap, columns: &[CopyColumn], pages: Option<Range<u32>>, inse
     format!("COPY (SELECT {} FROM ONLY {name}{condition}) TO STDOUT (FORMAT binary)", columns.join(", "))
 }
 
-async fn begin(settings: &SourceSettings, snapshot: &str) -> Result<Wire> {
-    let mut wire = Wire::connect(settings, false).await?;
+async fn begin(wire: &mut Wire, snapshot: &str) -> Result<()> {
     let begin = format!(
         // Rows come in the order in which they lie.
         "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET TRANSACTION SNAPSHOT {}; \
          SET LOCAL max_parallel_workers_per_gather = 0; SET LOCAL synchronize_seqscans = off",
         sql::literal(snapshot)
     );
-    wire.query(&begin).await.map_err(|error| {
+    wire.query(&begin).await.map(drop).map_err(|error| {
         error
             .into_error("Importing the snapshot")
             .remedy("The connection that exports it has ended: start the copy anew.")
-    })?;
-    Ok(wire)
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::source::table::TableName;
 
     #[test]
     fn the_statement() {
-        let heap =
-            Heap { oid: 1, name: TableName { schema: "s".into(), table: "a\"b".into() }, pages: 0, filter: None };
+        let name = TableName { schema: "s".into(), table: "a\"b".into() };
+        let heap = Heap { oid: 1, name, root: None, pages: 0, filter: None };
         let columns =
             [CopyColumn { name: "x".into(), cast: None }, CopyColumn { name: "y z".into(), cast: Some("text[]") }];
         assert_eq!(

@@ -43,6 +43,8 @@ pub struct Heap {
     pub oid: u32,
     /// The schema and the name.
     pub name: TableName,
+    /// The partitioned table that it is a part of.
+    pub root: Option<TableName>,
     /// The size in pages of 8 KiB, as it was measured.
     pub pages: u32,
     /// Which rows are the table's, as SQL; `None`: all.
@@ -54,13 +56,13 @@ impl SourceTable {
     pub fn heaps(&self) -> Vec<Heap> {
         let Some(partitions) = &self.partitions else {
             let (name, filter) = (self.name.clone(), self.filter.clone());
-            return vec![Heap { oid: self.oid, name, pages: self.pages, filter }];
+            return vec![Heap { oid: self.oid, name, root: None, pages: self.pages, filter }];
         };
         let filter = &self.filter;
         let leaves = partitions.iter().filter(|partition| partition.file_node != 0);
         let heap = |leaf: &Partition| {
             let (name, filter) = (leaf.name.clone(), filter.clone());
-            Heap { oid: leaf.oid, name, pages: leaf.pages, filter }
+            Heap { oid: leaf.oid, name, root: Some(self.name.clone()), pages: leaf.pages, filter }
         };
         leaves.map(heap).collect()
     }

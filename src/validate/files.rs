@@ -76,8 +76,9 @@ pub async fn check_files(
                 report.findings.extend(keys::duplicates(store, &files, &key, place, &room, progress).await?);
             }
             None => {
-                let why =
-                    no_keys.clone().unwrap_or_else(|| "its key was not looked at: the source has it no more".into());
+                let why = no_keys.clone().unwrap_or_else(|| {
+                    "its key was not looked at: the source has it no more, or with other columns".into()
+                });
                 checked.left_out = Some(why);
             }
         }

@@ -12,6 +12,7 @@
 //! repair what it finds: then the source's rows are handed to [`SyncPoint::repair`].
 
 mod bounds;
+mod columns;
 mod compare;
 mod details;
 mod file;
@@ -26,6 +27,7 @@ mod row_hash;
 mod source_rows;
 mod sums;
 
+pub use columns::columns_changed;
 pub use compare::{CompareOptions, compare};
 pub use files::{check_files, stored_files};
 pub use finding::{Finding, FindingKind, Report, TableReport};

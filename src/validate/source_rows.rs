@@ -139,6 +139,7 @@ mod tests {
         let heap = Arc::new(Heap {
             oid: 1,
             name: TableName { schema: "s".into(), table: "t".into() },
+            root: None,
             pages: 200,
             filter: None,
         });

@@ -210,6 +210,14 @@ impl Lab {
         connection
     }
 
+    /// Where a stock DuckDB that has attached the lake finds the catalog's tables.
+    pub fn stock_catalog(&self) -> &'static str {
+        match self.kind {
+            Kind::File => "__ducklake_metadata_lake",
+            Kind::Postgres => "__ducklake_metadata_lake.\"My lake\"",
+        }
+    }
+
     /// Attaches the lake as `lake`.
     pub fn attach_statement(&self) -> String {
         match &self.settings.catalog {

@@ -287,10 +287,7 @@ async fn a_truncate_leaves_the_catalog_as_ducklakes_own_does(kind: Kind) {
         }
         assert!(!lab.lake.with_rows(&[table_id]).await.unwrap().contains(&table_id), "emptied");
         let emptied = lab.lake.latest_snapshot().await.unwrap();
-        let m = match kind {
-            Kind::File => "__ducklake_metadata_lake",
-            Kind::Postgres => "__ducklake_metadata_lake.\"My lake\"",
-        };
+        let m = lab.stock_catalog();
         // Relative to the snapshot that emptied the table, and without the table's id.
         let queries = [
             format!(
@@ -503,9 +500,9 @@ async fn a_foreign_table_is_refused(kind: Kind) {
     lab.lake.set_table_state(&lab.fence, anew.table_id, TableState::Snapshot).await.unwrap();
     assert_eq!(lab.lake.tables("shop").await.unwrap()[0].state, TableState::Snapshot);
     // What was let go is nobody's, and refused like any foreign table.
-    lab.lake.forget_table(&other, &new.target).await.unwrap();
+    lab.lake.remove_table(&other, anew.table_id, false).await.unwrap();
     assert_eq!(lab.lake.tables("shop").await.unwrap().len(), 1);
-    lab.lake.forget_table(&lab.fence, &new.target).await.unwrap();
+    lab.lake.remove_table(&lab.fence, anew.table_id, false).await.unwrap();
     assert_eq!(lab.lake.tables("shop").await.unwrap(), []);
     refused(lab.lake.create_table(&lab.fence, &new).await);
 }

@@ -4,6 +4,7 @@ use crate::error::ErrorKind;
 use crate::source::catalog::describe_table;
 use crate::source::lab::cluster;
 use crate::source::replication::ReplicationConnection;
+use crate::source::session::Session;
 use crate::source::snapshot::{CopyColumn, SnapshotHolder, SnapshotReader};
 use crate::source::table::TableName;
 use crate::source::{slot, table::SourceTable};
@@ -173,4 +174,53 @@ async fn a_table_that_was_truncated_since_is_not_read_as_empty() {
     }
     // The connection can go on with other tables.
     assert_eq!(copy(&mut reader, &described[1], &columns, None).await, whole);
+}
+
+/// Who alters tables while these are read waits for one of them, and is never waited for while it waits: Postgres would end one of the two.
+#[tokio::test]
+async fn a_reader_and_who_alters_tables_do_not_wait_for_each_other() {
+    let cluster = cluster();
+    let (settings, session) = cluster.database("t_locks").await;
+    let tables = "CREATE TABLE public.p (id int) PARTITION BY LIST (id); \
+         CREATE TABLE public.a PARTITION OF public.p FOR VALUES IN (1); CREATE TABLE public.b PARTITION OF public.p FOR VALUES IN (2); \
+         CREATE TABLE public.t AS SELECT generate_series(1, 10) AS id; INSERT INTO public.p VALUES (1), (2)";
+    session.client().batch_execute(tables).await.unwrap();
+    let mut heaps = Vec::new();
+    for table in ["p", "t"] {
+        let name = TableName { schema: "public".into(), table: table.into() };
+        heaps.extend(describe_table(&session, &name, None).await.unwrap().unwrap().heaps());
+    }
+    session.client().batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ").await.unwrap();
+    let exported: String = session.client().query_one("SELECT pg_export_snapshot()", &[]).await.unwrap().get(0);
+    let holder = SnapshotHolder::import(&settings, &exported).await.unwrap();
+    session.client().batch_execute("COMMIT").await.unwrap();
+    let columns = [CopyColumn { name: "id".into(), cast: None }];
+    let mut reader = SnapshotReader::open(&settings, holder.snapshot()).await.unwrap();
+
+    // The partition that is locked last is read first, and the table that is locked first last.
+    let altering = Session::connect(&settings).await.unwrap();
+    let alter = "BEGIN; ALTER TABLE public.t ADD more int; ALTER TABLE public.p ADD more int; COMMIT";
+    let mut altered = None;
+    for name in ["b", "a", "t"] {
+        let heap = heaps.iter().find(|heap| heap.name.table == name).unwrap();
+        let mut stream = reader.copy(heap, &columns, None).await.unwrap();
+        while stream.next().await.unwrap().is_some() {}
+        if altered.is_none() {
+            let client = altering.client();
+            let mut running = Box::pin(client.batch_execute(alter));
+            let waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND database = (SELECT oid FROM pg_database \
+                 WHERE datname = current_database())";
+            loop {
+                let look = tokio::select! {
+                    ended = &mut running => panic!("it did not wait: {ended:?}"),
+                    look = session.client().query_one(waits, &[]) => look,
+                };
+                if look.unwrap().get::<_, i64>(0) > 0 {
+                    break;
+                }
+            }
+            altered = Some(running);
+        }
+    }
+    altered.unwrap().await.unwrap();
 }

@@ -45,11 +45,9 @@ impl Runner<'_> {
         let patterns: Vec<TablePattern> = self.config.tables().iter().map(|table| table.source.clone()).collect();
         let found = catalog::list_tables(&session, &patterns).await?;
         let rows = self.lake.tables(&self.config.name).await?;
-        // What waited and never came.
-        for row in
-            rows.iter().filter(|row| row.table_id.is_none() && row.error.is_some() && !found.contains(&row.source))
-        {
-            self.lake.forget_table(&pipeline.fence, &row.target).await?;
+        // What waited and never came, or was being made when somebody died, and is gone now.
+        for row in rows.iter().filter(|row| row.table_id.is_none() && !found.contains(&row.source)) {
+            self.lake.discard_half_made(&pipeline.fence, &row.target).await?;
             self.progress.forget(&row.source);
         }
         for name in &found {
