@@ -39,8 +39,6 @@ impl UploadLog for NoLog {
 pub struct Table {
     pub table: LakeTable,
     layout: TableLayout,
-    /// The catalog's tables, as stock DuckDB names them.
-    catalog: &'static str,
     pub store: Store,
     lsn: u64,
     next_row: i64,
@@ -51,18 +49,6 @@ pub struct Table {
     feed: BTreeMap<i64, Vec<String>>,
     /// Snapshots that may have ended whole files.
     ended_files: BTreeSet<i64>,
-    /// The files that each version had when DuckDB read it.
-    read: BTreeMap<i64, String>,
-}
-
-/// How much of a table DuckDB reads to check it.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Extent {
-    /// All of it.
-    Whole,
-    /// What may read otherwise than when it was read before: versions that have other files, in the catalog, than then. A file is written once
-    /// and never changed. And some of the rest.
-    Changed,
 }
 
 /// All rows of a table with their ids as one text: one value to fetch, and one to compare.
@@ -96,7 +82,6 @@ impl Table {
         Table {
             table,
             layout,
-            catalog: lab.stock_catalog(),
             store: Store::open(&lab.settings.data_path, None).await.unwrap(),
             lsn: lab.lake.pipeline("shop").await.unwrap().unwrap().lsn.map_or(1 << 32, |lsn| lsn.0),
             next_row: 0,
@@ -104,7 +89,6 @@ impl Table {
             versions: BTreeMap::new(),
             feed: BTreeMap::new(),
             ended_files: BTreeSet::new(),
-            read: BTreeMap::new(),
         }
     }
 
@@ -278,78 +262,46 @@ impl Table {
         format!("lake.{}", crate::sql::qualified(&self.table.name.schema, &self.table.name.table))
     }
 
-    /// Stock DuckDB reads each version, the ids of rows, the change feed and filters as the model has them. Gives the numbers of
-    /// versions that there are and that were read.
-    pub fn check(&mut self, connection: &Connection, random: &mut StdRng, extent: Extent) -> (usize, usize) {
-        connection.execute_batch("BEGIN").unwrap();
+    /// Stock DuckDB reads each version, the ids of rows, the change feed and filters as the model has them. Gives the number of
+    /// versions.
+    pub fn check(&self, connection: &Connection, random: &mut StdRng) -> usize {
+        self.check_now(connection, random);
         let first_of_ours = *self.versions.keys().next().unwrap();
-        let files = self.files_of_versions(connection, first_of_ours);
-        let readable: Vec<i64> = files.keys().copied().collect();
-        let any = |random: &mut StdRng| readable[random.random_range(0..readable.len())];
-        let (last, counted) = (readable[readable.len() - 1], any(random));
-        let changed = |version: &i64| extent == Extent::Whole || self.read.get(version) != files.get(version);
-        let is_read = |version: &i64| changed(version) || [counted, last].contains(version);
-        let versions: Vec<i64> = readable.iter().copied().filter(is_read).collect();
-        self.check_versions(connection, &versions, [counted, last]);
-        self.check_filters(connection, random, extent);
-        self.check_feed(connection, &readable, (readable[0], last));
-        let (a, b) = (any(random), any(random));
-        if (a.min(b), a.max(b)) != (readable[0], last) {
+        let mut readable = snapshots(connection);
+        readable.retain(|snapshot| *snapshot >= first_of_ours);
+        self.check_versions(connection, &readable, random);
+        let (first, last) = (readable[0], readable[readable.len() - 1]);
+        self.check_feed(connection, &readable, (first, last));
+        let a = readable[random.random_range(0..readable.len())];
+        let b = readable[random.random_range(0..readable.len())];
+        if (a.min(b), a.max(b)) != (first, last) {
             self.check_feed(connection, &readable, (a.min(b), a.max(b)));
         }
-        connection.execute_batch("COMMIT").unwrap();
-        let numbers = (readable.len(), versions.len());
-        self.read = files;
-        numbers
+        readable.len()
     }
 
-    /// The data and delete files of each version from the first one on, as one text each.
-    fn files_of_versions(&self, connection: &Connection, first: i64) -> BTreeMap<i64, String> {
-        let tables = self.catalog;
-        let shown = |of: &str| {
-            format!(
-                "{of}.begin_snapshot <= snapshot_id AND ({of}.end_snapshot IS NULL OR snapshot_id < {of}.end_snapshot)"
-            )
-        };
-        let parts = "data.path, data.begin_snapshot, data.row_id_start, data.partial_max, deletes.path, deletes.begin_snapshot, \
-            deletes.partial_max";
-        let sql = format!(
-            "SELECT snapshot_id::VARCHAR, coalesce(string_agg(concat_ws('|', {parts}), chr(10) ORDER BY data.data_file_id), '') \
-             FROM {tables}.ducklake_snapshot \
-             LEFT JOIN {tables}.ducklake_data_file data ON data.table_id = {table_id} AND {data} \
-             LEFT JOIN {tables}.ducklake_delete_file deletes ON deletes.data_file_id = data.data_file_id AND {deletes} \
-             WHERE snapshot_id >= {first} GROUP BY snapshot_id",
-            table_id = self.table.table_id,
-            data = shown("data"),
-            deletes = shown("deletes"),
-        );
-        let rows = texts(connection, &sql).into_iter().map(|row| <[String; 2]>::try_from(row).unwrap());
-        rows.map(|[version, files]| (version.parse().unwrap(), files)).collect()
-    }
-
-    /// Filters find a row of the newest state.
-    fn check_filters(&self, connection: &Connection, random: &mut StdRng, extent: Extent) {
+    /// The newest state, and that filters find rows of it.
+    fn check_now(&self, connection: &Connection, random: &mut StdRng) {
         let table = self.sql_name();
+        let (_, rows) = self.versions.values().next_back().unwrap();
+        let read = texts(connection, &format!("SELECT {ROWS} FROM {table}"));
+        assert_same(&read[0][0], rows, "now");
         let chosen = random.random_range(0..self.rows.len().max(1));
-        let by_key = random.random_bool(0.5);
         let Some((id, ((s, v), _))) = self.rows.iter().nth(chosen) else { return };
-        let filters = [(by_key, format!("id = {id}")), (!by_key, format!("s = {} AND v = {v}", literal(s)))];
-        for (_, filter) in filters.iter().filter(|(chosen, _)| *chosen || extent == Extent::Whole) {
+        for filter in [format!("id = {id}"), format!("s = {} AND v = {v}", literal(s))] {
             let sql = format!("SELECT count(*) FILTER (id = {id})::VARCHAR FROM {table} WHERE {filter}");
             assert_eq!(texts(connection, &sql), [["1"]], "{filter}");
         }
     }
 
-    /// Each of these versions: its rows with their ids, and no id twice. The last one as who names no version reads it. Of some also
-    /// their number as DuckLake answers it without reading a file.
-    fn check_versions(&self, connection: &Connection, versions: &[i64], counted: [i64; 2]) {
+    /// Each of these versions: its rows with their ids, and no id twice. Of some, also their number as DuckLake answers it
+    /// without reading a file.
+    fn check_versions(&self, connection: &Connection, versions: &[i64], random: &mut StdRng) {
         let table = self.sql_name();
+        let counted = [versions.len() - 1, random.random_range(0..versions.len())];
         let reads = versions.iter().enumerate().map(|(index, version)| {
-            let at = match index + 1 == versions.len() {
-                true => table.clone(),
-                false => format!("{table} AT (VERSION => {version})"),
-            };
-            let count = match counted.contains(version) {
+            let at = format!("{table} AT (VERSION => {version})");
+            let count = match counted.contains(&index) {
                 true => format!("(SELECT count(*) FROM {at})"),
                 false => "count(*)".to_owned(),
             };
