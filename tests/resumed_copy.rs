@@ -1,12 +1,12 @@
 //! A copy that is interrupted goes on with the ranges that it has read: at the next start, and beside the stream. The table is equal then,
 //! whatever happened to it meanwhile.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use crate::lab::{CatalogKind, Client, Combination, Duckpipe, StoreKind, assert_equal};
+use crate::lab::{CatalogKind, Client, Combination, Duckpipe, StoreKind, assert_equal, wait_for};
 use crate::scenario::{Files, Scenario, seed};
 use crate::workload::Writer;
 
@@ -60,11 +60,7 @@ fn goes_on(combination: Combination) {
     // Where another transaction of the server is older than the rows, they are no older than the copy, and all are read again.
     let is_old =
         "SELECT count(*) FROM t WHERE id = 1 AND age(xmin) > age(pg_snapshot_xmin(pg_current_snapshot())::text::xid)";
-    let begun = Instant::now();
-    while client.number(is_old) == 0 {
-        assert!(begun.elapsed() < 3 * MINUTE, "an old transaction does not end");
-        std::thread::sleep(Duration::from_millis(100));
-    }
+    wait_for("older transactions end", 3 * MINUTE, || (client.number(is_old) > 0).then_some(()), String::new);
     die_after(&mut scenario, 30);
     let native = scenario.lake.open_native();
     let first = Files::read(&scenario.lake, &native).stored;

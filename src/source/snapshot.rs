@@ -154,7 +154,7 @@ impl SnapshotReader {
         Ok(CopyStream { reader: self, oid: heap.oid, what, file_node: 0 })
     }
 
-    /// Lets go of the table that was read before. A partitioned one is locked with all its partitions, in the order in which everybody does.
+    /// Lets go of the table that was read before. A partitioned one is locked before its partitions, as who alters it does.
     async fn lock(&mut self, heap: &Heap) -> Result<()> {
         let table = heap.root.as_ref().unwrap_or(&heap.name);
         if self.locked.as_ref() == Some(table) {
@@ -165,7 +165,8 @@ impl SnapshotReader {
             begin(&mut self.wire, &self.snapshot).await?;
         }
         if heap.root.is_some() {
-            let lock = format!("LOCK TABLE {} IN ACCESS SHARE MODE", sql::qualified(&table.schema, &table.table));
+            // As LOCK TABLE does, which wants more than the right to read its columns.
+            let lock = format!("SELECT FROM ONLY {} LIMIT 0", sql::qualified(&table.schema, &table.table));
             self.wire.query(&lock).await.map_err(|error| error.into_error(&format!("Locking {table}")))?;
         }
         self.locked = Some(table.clone());
