@@ -10,7 +10,7 @@ use futures::TryStreamExt;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-use super::table::{Row, Table, compactor};
+use super::table::{Extent, Row, Table, compactor, newest, texts};
 use crate::compact::{Change, Compactor, Outcome, Report, Request};
 use crate::lake::tests::lab::{Kind, Lab, query};
 use crate::lake::{CompactionView, Maintenance, MaintenanceLog};
@@ -32,9 +32,9 @@ async fn pass(compactor: &Compactor) -> Report {
     compactor.pass(&Request::default()).await.unwrap()
 }
 
-async fn judge(lab: &mut Lab, table: &Table) {
+async fn judge(lab: &mut Lab, table: &mut Table) {
     let mut random = StdRng::seed_from_u64(1);
-    lab.stock(|connection| table.check(connection, &mut random)).await;
+    lab.stock(|connection| table.check(connection, &mut random, Extent::Whole)).await;
 }
 
 /// The live data files of the only table.
@@ -51,17 +51,17 @@ async fn files_with_deletes_are_merged(kind: Kind) {
         table.flush(&lab, &puts(round * 100..round * 100 + 5, "changed")).await;
     }
     table.flush(&lab, &removes([1, 101, 201])).await;
-    judge(&mut lab, &table).await;
+    judge(&mut lab, &mut table).await;
     let report = pass(&compactor(&lab, "").await).await;
     assert_eq!(report.tables[0].files_rewritten, 12, "{report:?}");
     assert_eq!((report.tables[0].files_written, report.tables[0].rows_dropped), (1, 0), "{report:?}");
     assert_eq!(files(&lab).await.tables[0].files.len(), 1);
-    judge(&mut lab, &table).await;
+    judge(&mut lab, &mut table).await;
     table.flush(&lab, &puts(40..60, "on top")).await;
     table.native(&mut lab, (9_000, row("theirs")), &[3, 45, 150]).await;
-    judge(&mut lab, &table).await;
+    judge(&mut lab, &mut table).await;
     pass(&compactor(&lab, "").await).await;
-    judge(&mut lab, &table).await;
+    judge(&mut lab, &mut table).await;
 }
 
 /// Deletes that land on a file while it is being rewritten, twice, are carried over.
@@ -82,7 +82,7 @@ async fn deletes_that_land_meanwhile_are_carried_over(kind: Kind) {
     let outcome = compactor.replace(known, rewritten).await.unwrap();
     let Outcome::Replaced { carried_over, files, .. } = outcome else { panic!("{outcome:?}") };
     assert_eq!((carried_over, files), (6, 1));
-    judge(&mut lab, &table).await;
+    judge(&mut lab, &mut table).await;
 }
 
 /// The last resort: the same under the commit lock.
@@ -100,9 +100,9 @@ async fn deletes_are_carried_over_under_the_lock(kind: Kind) {
     let change = Change { rewritten, deletes: HashMap::new(), carried_over: 0 };
     let outcome = compactor.replace_at_once(known, change).await.unwrap();
     assert!(matches!(outcome, Outcome::Replaced { carried_over: 3, files: 1, .. }), "{outcome:?}");
-    judge(&mut lab, &table).await;
+    judge(&mut lab, &mut table).await;
     table.flush(&lab, &puts([3, 51, 119], "changed")).await;
-    judge(&mut lab, &table).await;
+    judge(&mut lab, &mut table).await;
 }
 
 /// A source that was replaced meanwhile ends the rewrite, and its files go.
@@ -123,7 +123,7 @@ async fn a_source_that_vanished_is_given_up(kind: Kind) {
     assert!(matches!(outcome, Outcome::GivenUp(_)), "{outcome:?}");
     other.lake.discard_uploads(&other.run, &other.store).await.unwrap();
     assert!(!table.store.exists(&written).await.unwrap());
-    judge(&mut lab, &table).await;
+    judge(&mut lab, &mut table).await;
 }
 
 /// A TRUNCATE while files are being rewritten ends the rewrite, also under the lock: no row comes back, and none of the past goes.
@@ -151,14 +151,14 @@ async fn a_table_that_was_truncated_meanwhile_stays_empty(kind: Kind) {
         assert!(matches!(&outcome, Outcome::GivenUp(why) if why.contains("not live any more")), "{outcome:?}");
         one.lake.discard_uploads(&one.run, &one.store).await.unwrap();
         assert!(!table.store.exists(&written).await.unwrap());
-        judge(&mut lab, &table).await;
+        judge(&mut lab, &mut table).await;
         // What is left is compacted as ever, and so is a table without rows.
         table.flush(&lab, &puts([5, 6], "more")).await;
         pass(&compactor(&lab, "").await).await;
-        judge(&mut lab, &table).await;
+        judge(&mut lab, &mut table).await;
         table.truncate(&lab, &BTreeMap::new()).await;
         pass(&compactor(&lab, "").await).await;
-        judge(&mut lab, &table).await;
+        judge(&mut lab, &mut table).await;
     }
 }
 
@@ -174,7 +174,7 @@ async fn two_passes_at_once_agree(kind: Kind) {
     let (a, b) = tokio::join!(one.pass(&request), other.pass(&request));
     let replaced: u64 = [a.unwrap(), b.unwrap()].iter().map(|report| report.tables[0].files_rewritten).sum();
     assert_eq!(replaced, 6);
-    judge(&mut lab, &table).await;
+    judge(&mut lab, &mut table).await;
 }
 
 /// Expired history takes the rows with it that only it showed, and their files.
@@ -192,14 +192,14 @@ async fn expired_history_is_dropped(kind: Kind) {
     // Nothing is expired: everything is kept.
     let report = pass(&compactor).await;
     assert_eq!(report.tables[0].rows_dropped, 0, "{report:?}");
-    judge(&mut lab, &table).await;
+    judge(&mut lab, &mut table).await;
     let old: Vec<i64> = (0..kept).collect();
     lab.lake.expire_snapshots(&old).await.unwrap();
     compactor.lake = lab.lake.clone();
     let report = pass(&compactor).await;
     // 500 dead rows before `kept`; the rows that `kept` and the one after it deleted are still to be seen.
     assert_eq!(report.tables[0].rows_dropped, 500, "{report:?}");
-    judge(&mut lab, &table).await;
+    judge(&mut lab, &mut table).await;
     compactor.lake = lab.lake.clone();
     pass(&compactor).await;
     let stored = table.store.list("").await.unwrap().into_iter().filter(|object| object.path.ends_with(".parquet"));
@@ -212,7 +212,7 @@ async fn expired_history_is_dropped(kind: Kind) {
     let last = table.flush(&lab, &puts([1], "the last")).await;
     lab.lake.expire_snapshots(&(0..last).collect::<Vec<_>>()).await.unwrap();
     pass(&compactor).await;
-    judge(&mut lab, &table).await;
+    judge(&mut lab, &mut table).await;
 }
 
 /// Files go no sooner than their grace is over; a dry run changes nothing.
@@ -380,6 +380,41 @@ async fn a_default_that_a_file_shows_stays(kind: Kind) {
     lab.stock(|connection| assert_eq!(query(connection, read), before)).await;
 }
 
+/// The change feed dates a DELETE of stock DuckDB's from a merged file, ours or one that DuckLake merged itself, by the inserts of
+/// its rows, for as long as these deletes are the file's only ones. Ours it dates right, and theirs as soon as we add to them.
+async fn a_foreign_delete_from_a_merged_file(kind: Kind) {
+    let mut lab = Lab::new(kind).await;
+    let mut table = Table::new(&lab, "t").await;
+    let inserted = [table.flush(&lab, &puts(0..10, "new")).await, table.flush(&lab, &puts(10..20, "new")).await];
+    assert_eq!(pass(&compactor(&lab, "").await).await.tables[0].files_written, 1);
+    let dates = |name: &str, snapshot: i64| {
+        format!(
+            "SELECT snapshot_id::VARCHAR FROM ducklake_table_changes('lake', 'public', '{name}', {snapshot}, {snapshot}) \
+             ORDER BY rowid"
+        )
+    };
+    lab.stock(|connection| {
+        table.native_delete(connection, &[3, 13]);
+        assert_eq!(texts(connection, &dates("t", newest(connection))), inserted.map(|snapshot| [snapshot.to_string()]));
+        let run = |sql: &str| {
+            connection.execute_batch(sql).unwrap();
+            newest(connection)
+        };
+        run("CREATE TABLE lake.public.theirs (id BIGINT)");
+        run("CALL lake.set_option('data_inlining_row_limit', 0, schema => 'public', table_name => 'theirs')");
+        let inserted =
+            [0, 10].map(|first| run(&format!("INSERT INTO lake.public.theirs SELECT {first} + i FROM range(10) r(i)")));
+        run("CALL ducklake_merge_adjacent_files('lake', 'theirs', schema => 'public')");
+        let deleted = run("DELETE FROM lake.public.theirs WHERE id IN (3, 13)");
+        assert_eq!(texts(connection, &dates("theirs", deleted)), inserted.map(|snapshot| [snapshot.to_string()]));
+    })
+    .await;
+    judge(&mut lab, &mut table).await;
+    table.flush(&lab, &removes([4, 14])).await;
+    lab.stock(|connection| assert!(table.misdated(connection).is_empty())).await;
+    judge(&mut lab, &mut table).await;
+}
+
 /// The records of a run are its own name's.
 async fn an_upload_is_recorded_before_it_begins(kind: Kind) {
     let lab = Lab::new(kind).await;
@@ -414,5 +449,6 @@ on_both!(
     the_position_is_repeated,
     files_of_an_older_schema_keep_their_columns,
     a_default_that_a_file_shows_stays,
+    a_foreign_delete_from_a_merged_file,
     an_upload_is_recorded_before_it_begins,
 );
