@@ -41,12 +41,12 @@ demo-clean: ## Stops what the demo left running and removes ./demo
 
 # What `cargo clippy` does, but while building: it would compile all dependencies a second time.
 LINTED := env RUSTC_WORKSPACE_WRAPPER=clippy-driver CLIPPY_ARGS=-Dwarnings__CLIPPY_HACKERY__
-# The fuzz opens lakes all the time: DuckDB would hash its extensions each time, which were checked when they were fetched.
+# Tests open lakes all the time: DuckDB would hash its extensions each time, which were checked when they were fetched.
 TRUSTED := DUCKPIPE_TRUST_EXTENSIONS=1
 
 test: bootstrap-all lint-texts ## Everything: lints, unit tests, black-box tests on real Postgres, MinIO and DuckDB
 	@$(STEP) "build and lint" $(LINTED) cargo test --workspace --all-targets --no-run
-	@$(STEP) tests $(LINTED) cargo test --workspace -- --test-threads $(TEST_THREADS)
+	@$(STEP) tests env $(TRUSTED) $(LINTED) cargo test --workspace -- --test-threads $(TEST_THREADS)
 
 unit: bootstrap-build ## Only what needs no server
 	@$(STEP) "unit tests" cargo test --workspace --lib

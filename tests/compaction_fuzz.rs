@@ -507,12 +507,19 @@ impl<'a> Fuzz<'a> {
                  FROM ducklake_table_changes('lake', 'public', 't', {}, {newest})",
                 oldest + 1
             ));
+            // What stock DuckDB deletes from a merged file is dated by the inserts of its rows, until more of the file is deleted.
+            let misdated = format!(
+                "SELECT states.id FROM __ducklake_metadata_lake.ducklake_delete_file deletes \
+                 JOIN __ducklake_metadata_lake.ducklake_data_file data USING (data_file_id) \
+                 JOIN states ON states.s = deletes.begin_snapshot - 1 \
+                 WHERE deletes.partial_max IS NULL AND data.partial_max IS NOT NULL AND states.id >= {FOREIGN}"
+            );
             // A version, less the one before it, less its changes: nothing is left, and no row both comes and goes.
             let wrong = native.rows(&format!(
                 "SELECT s, r, id, v, sum(w), count(*) FROM (SELECT s, r, id, v, 1 AS w, true AS shown FROM states WHERE s > {oldest} \
                  UNION ALL SELECT s + 1, r, id, v, -1, true FROM states WHERE s < {newest} \
                  UNION ALL SELECT s, r, id, v, CASE kind WHEN 'insert' THEN -1 WHEN 'delete' THEN 1 ELSE 1000 END, false FROM feed) \
-                 GROUP BY s, r, id, v HAVING sum(w) <> 0 OR count(*) > 2 OR NOT bool_or(shown) LIMIT 20"
+                 WHERE id NOT IN ({misdated}) GROUP BY s, r, id, v HAVING sum(w) <> 0 OR count(*) > 2 OR NOT bool_or(shown) LIMIT 20"
             ));
             assert!(wrong.is_empty(), "the change feed is not the difference of the versions: {wrong:?}");
         }
