@@ -19,6 +19,8 @@ pub enum ErrorKind {
     Fenced,
     /// The catalog moved on beneath a commit: look again and commit anew.
     Conflict,
+    /// The server fails to decode its own WAL: the next try may do, else only a fresh snapshot helps.
+    Undecodable,
     /// The slot can't continue the lake: only a fresh snapshot helps.
     ResyncNeeded,
     /// Bytes that do not follow their format, or a broken invariant.

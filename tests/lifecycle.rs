@@ -128,6 +128,31 @@ fn a_slot_that_is_dropped_while_it_is_read() {
     recovers(&scenario);
 }
 
+/// The server fails to decode a change, with the error that Postgres has where a savepoint with DDL was rolled back and its room in
+/// pg_class was used again by more DDL of the transaction: two rows of pg_class for one file.
+#[test]
+fn a_change_that_the_server_does_not_decode() {
+    let scenario = synced(Postgres::shared(), "life_undecodable", Combination::EMBEDDED);
+    let sync = scenario.duckpipe.sync();
+    let file_of = |table: &str, file: &str| {
+        scenario.source.execute(&format!(
+            "SET allow_system_table_mods = on; UPDATE pg_class SET relfilenode = {file} WHERE oid = '{table}'::regclass"
+        ));
+    };
+    scenario.source.execute("CREATE SCHEMA apart; CREATE TABLE apart.u (id int)");
+    let own = scenario.source.text("SELECT relfilenode FROM pg_class WHERE oid = 'apart.u'::regclass");
+    file_of("apart.u", "(SELECT relfilenode FROM pg_class WHERE oid = 't'::regclass)");
+    scenario.source.execute("INSERT INTO t VALUES (3000, 'not decoded')");
+    let finished = sync.wait(MINUTE).expect(4);
+    for said in ["unexpected duplicate for tablespace", "connecting again", "sync --resnapshot"] {
+        assert!(finished.stderr.contains(said), "{}", finished.stderr);
+    }
+    file_of("apart.u", &own);
+    let finished = scenario.duckpipe.sync_once().expect(4);
+    assert!(finished.stderr.contains("unexpected duplicate for tablespace"), "{}", finished.stderr);
+    recovers(&scenario);
+}
+
 /// While `sync` waits for its source, its slot is made anew: what lay between is lost, so it must not go on.
 #[test]
 fn a_slot_that_is_recreated_while_it_is_read() {

@@ -70,6 +70,7 @@ fn kind(kind: ErrorKind) -> &'static str {
         ErrorKind::Precondition => "precondition",
         ErrorKind::Missing => "missing",
         ErrorKind::Transient => "transient",
+        ErrorKind::Undecodable => "undecodable",
         ErrorKind::Table => "table",
         ErrorKind::Fenced => "fenced",
         ErrorKind::Conflict => "conflict",

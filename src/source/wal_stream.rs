@@ -460,6 +460,9 @@ fn stream_error(error: ServerError) -> Error {
         "58P01" | "55000" => {
             Error::new(ErrorKind::ResyncNeeded, format!("{WHAT} failed: {}", error.message)).remedy(RESYNC)
         }
+        // An internal error. One that stays, `unexpected duplicate for tablespace 0, relfilenode …`, comes of a savepoint rolled
+        // back after DDL, with DDL after it in the same transaction (version 15.18).
+        "XX000" => error.into_error(WHAT).of_kind(ErrorKind::Undecodable),
         _ => error.into_error(WHAT),
     }
 }

@@ -11,7 +11,7 @@ use super::{Outcome, Runner, Table, take_turn};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lake::{Fence, TableState};
 use crate::lsn::Lsn;
-use crate::source::replication::{ReplicationConnection, StreamOptions as WalOptions};
+use crate::source::replication::{RESYNC, ReplicationConnection, StreamOptions as WalOptions};
 use crate::source::session::Session;
 use crate::sync::boundary::Boundary;
 use crate::sync::definition::Definitions;
@@ -21,6 +21,8 @@ use crate::sync::stream::{SharedTables, Stream, StreamOptions};
 
 /// Tries of one flush when a single run meets a failing store or catalog.
 const ATTEMPTS_ONCE: u32 = 6;
+/// Tries to have the server decode what follows one position, before the slot is given up.
+const ATTEMPTS_TO_DECODE: u32 = 6;
 /// The longest pause between two connections to the source.
 const MOST_BACKOFF: Duration = Duration::from_secs(30);
 
@@ -73,6 +75,7 @@ impl Runner<'_> {
         let mut from = from;
         let mut pause = Duration::from_millis(200);
         let mut failures = 0;
+        let mut undecodable = (from, 0);
         let mut renewed: Option<Session> = None;
         loop {
             let started = tokio::time::Instant::now();
@@ -101,6 +104,16 @@ impl Runner<'_> {
                 }
                 Ok(_) => return self.outcome().await,
                 Err(error) if error.kind() == ErrorKind::Transient => error,
+                Err(error) if error.kind() == ErrorKind::Undecodable => {
+                    if undecodable.0 != from {
+                        undecodable = (from, 0);
+                    }
+                    undecodable.1 += 1;
+                    if undecodable.1 == ATTEMPTS_TO_DECODE {
+                        return Err(error.of_kind(ErrorKind::ResyncNeeded).remedy(RESYNC));
+                    }
+                    error
+                }
                 Err(error) => return Err(error),
             };
             failures += 1;
