@@ -19,7 +19,7 @@ use crate::scenario::{Files, Scenario};
 const MINUTE: Duration = Duration::from_secs(60);
 /// Lakes by default, and steps of each.
 const SEEDS: u64 = 1;
-const STEPS: u64 = 15;
+const STEPS: u64 = 30;
 /// Keys from here on are stock DuckDB's own.
 const FOREIGN: i64 = 1_000_000_000;
 const IN_SYNC: [&str; 7] = [

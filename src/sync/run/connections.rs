@@ -75,7 +75,7 @@ impl Runner<'_> {
         let mut from = from;
         let mut pause = Duration::from_millis(200);
         let mut failures = 0;
-        let mut undecodable = (from, 0);
+        let (mut stuck_at, mut tries_to_decode) = (from, 0);
         let mut renewed: Option<Session> = None;
         loop {
             let started = tokio::time::Instant::now();
@@ -105,11 +105,9 @@ impl Runner<'_> {
                 Ok(_) => return self.outcome().await,
                 Err(error) if error.kind() == ErrorKind::Transient => error,
                 Err(error) if error.kind() == ErrorKind::Undecodable => {
-                    if undecodable.0 != from {
-                        undecodable = (from, 0);
-                    }
-                    undecodable.1 += 1;
-                    if undecodable.1 == ATTEMPTS_TO_DECODE {
+                    tries_to_decode = if stuck_at == from { tries_to_decode + 1 } else { 1 };
+                    stuck_at = from;
+                    if tries_to_decode == ATTEMPTS_TO_DECODE {
                         return Err(error.of_kind(ErrorKind::ResyncNeeded).remedy(RESYNC));
                     }
                     error
