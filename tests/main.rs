@@ -24,6 +24,7 @@ mod memory;
 mod newcomers;
 mod partitions;
 mod prefix_consistency;
+mod rare_changes;
 mod renames;
 mod repair;
 mod resumed_copy;

@@ -101,6 +101,39 @@ fn every_command(combination: Combination) {
     scenario.duckpipe.run(&["validate"]).expect(0);
 }
 
+/// Whose publication it is has to add the table: `add` says so, `list` has the statement, and the table comes when it was run.
+#[test]
+fn added_where_the_publication_is_somebody_elses() {
+    let rest = format!("{SYNC}{}", Duckpipe::tables(&["public.stays"]));
+    let scenario = Scenario::new("commands_foreign", Combination::EMBEDDED, &rest);
+    for table in ["stays", "more"] {
+        scenario.source.execute(&format!("CREATE TABLE {table} (id int PRIMARY KEY); INSERT INTO {table} VALUES (1)"));
+    }
+    scenario.source.execute(&format!("CREATE PUBLICATION duckpipe_{} FOR TABLE stays", scenario.name));
+    scenario.converge(&["public.stays"]);
+    let mut sync = scenario.duckpipe.sync();
+    sync.wait_until("the stream", MINUTE, |status| status.all("streaming"));
+    scenario.duckpipe.run(&["tables", "add", "public.more"]).expect(0);
+    scenario.wait_for_state(&mut sync, "public.more", "pending");
+    let list = scenario.duckpipe.run(&["tables", "list", "--json"]).stdout;
+    let list: serde_json::Value = serde_json::from_str(&list).unwrap();
+    let state = |name: &str| {
+        let tables = list["tables"].as_array().unwrap();
+        let table = tables.iter().find(|table| table["source"] == name).unwrap();
+        (table["state"].as_str().unwrap().to_owned(), table["error"].as_str().unwrap_or_default().to_owned())
+    };
+    assert_eq!(state("public.stays"), ("streaming".to_owned(), String::new()));
+    let statement = format!("ALTER PUBLICATION \"duckpipe_{}\" ADD TABLE ONLY \"public\".\"more\"", scenario.name);
+    let (waits, why) = state("public.more");
+    assert!(waits == "pending" && why.contains(&statement), "{waits}: {why}");
+    let text = scenario.duckpipe.run(&["tables", "list"]).stdout;
+    assert!(text.contains("public.stays") && text.contains("public.more") && text.contains("pending"), "{text}");
+    scenario.source.execute(&statement);
+    scenario.wait_for_state(&mut sync, "public.more", "streaming");
+    sync.terminate().expect(0);
+    scenario.assert_equal(&["public.stays", "public.more"]);
+}
+
 #[test]
 fn every_command_duckdb() {
     every_command(Combination::EMBEDDED);
