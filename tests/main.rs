@@ -34,6 +34,7 @@ mod schema_changes;
 mod slot_progress;
 mod soak;
 mod soft_delete;
+mod standby;
 mod stopped_table;
 mod streamed;
 mod tables;

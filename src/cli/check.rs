@@ -112,6 +112,8 @@ impl CheckReport {
 pub struct ServerFacts {
     /// `server_version_num`, such as 150018.
     pub version: u32,
+    /// Whether it is a standby.
+    pub standby: bool,
     /// `wal_level`.
     pub wal_level: String,
     /// `max_replication_slots`.
@@ -140,6 +142,19 @@ pub fn server(facts: &ServerFacts) -> CheckReport {
         report.pass("server version", version);
     } else {
         report.fail("server version", version, "upgrade the source to PostgreSQL 14 or newer");
+    }
+    if facts.standby && facts.version < 160_000 {
+        report.fail(
+            "standby",
+            "a standby can be the source from PostgreSQL 16 on",
+            "name its primary in the source's url",
+        );
+    } else if facts.standby {
+        report.warn(
+            "standby",
+            "the source is a standby: a new slot waits for its primary, which must keep the rows of the catalog that it reads",
+            "set hot_standby_feedback = on; SELECT pg_log_standby_snapshot() on the primary ends the wait",
+        );
     }
     if facts.wal_level == "logical" {
         report.pass("wal_level", "logical");
@@ -310,6 +325,7 @@ mod tests {
     fn good() -> ServerFacts {
         ServerFacts {
             version: 150_018,
+            standby: false,
             wal_level: "logical".into(),
             max_slots: 10,
             used_slots: 1,
@@ -334,6 +350,7 @@ mod tests {
     fn each_lack_fails_with_its_remedy() {
         let bad = ServerFacts {
             version: 130_002,
+            standby: true,
             wal_level: "replica".into(),
             max_slots: 4,
             used_slots: 4,

@@ -58,6 +58,7 @@ fn server_facts(facts: &Preflight, own_slot_exists: bool) -> ServerFacts {
     let count = |number: i64| u32::try_from(number).unwrap_or_default();
     ServerFacts {
         version: facts.version,
+        standby: facts.in_recovery,
         wal_level: facts.wal_level.clone(),
         max_slots: count(facts.max_slots),
         used_slots: count(facts.used_slots),

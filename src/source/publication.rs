@@ -213,9 +213,12 @@ pub async fn drop(session: &Session, name: &str) -> Result<()> {
 /// Whether this session's role may create a publication of these tables: `None`, or why not.
 pub async fn may_create(session: &Session, tables: &[TableName]) -> Result<Option<String>> {
     let failed = |error| from_client(error, "Reading the role's privileges");
-    let query =
-        "SELECT current_user::text, current_database()::text, has_database_privilege(current_database(), 'CREATE')";
+    let query = "SELECT current_user::text, current_database()::text, has_database_privilege(current_database(), 'CREATE'), \
+                 pg_is_in_recovery()";
     let row = session.client().query_one(query, &[]).await.map_err(failed)?;
+    if row.get(3) {
+        return Ok(Some("the source is a standby, which has what its primary has".to_owned()));
+    }
     let (role, database, may): (String, String, bool) = (row.get(0), row.get(1), row.get(2));
     if !may {
         return Ok(Some(format!("role {role} may not CREATE in database {database}")));

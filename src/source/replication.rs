@@ -118,12 +118,13 @@ impl ReplicationConnection {
             Ok(_) | Err(QueryError::Server(_)) => {}
             Err(error) => return Err(error.into_error(WHAT)),
         }
+        let standby = self.in_recovery().await?;
         let slot_name = sql::identifier(slot);
         let command = match temporary {
             // The form that versions before 15 know too; later ones still take it.
             true => format!("CREATE_REPLICATION_SLOT {slot_name} TEMPORARY LOGICAL pgoutput EXPORT_SNAPSHOT"),
             // A standby that synchronises slots has it too, and can take over.
-            false if self.wire.major_version() >= 17 && !self.in_recovery().await? => {
+            false if self.wire.major_version() >= 17 && !standby => {
                 format!("CREATE_REPLICATION_SLOT {slot_name} LOGICAL pgoutput (SNAPSHOT 'export', FAILOVER true)")
             }
             false => format!("CREATE_REPLICATION_SLOT {slot_name} LOGICAL pgoutput EXPORT_SNAPSHOT"),
@@ -133,6 +134,10 @@ impl ReplicationConnection {
         let rows = loop {
             match tokio::time::timeout(std::time::Duration::from_secs(10), &mut create).await {
                 Ok(rows) => break rows,
+                Err(_) if standby => tracing::warn!(
+                    slot,
+                    "the slot waits for word of its primary's open transactions: SELECT pg_log_standby_snapshot() there sends it"
+                ),
                 Err(_) => tracing::warn!(slot, "the slot waits for transactions that are open in the source to end"),
             }
         };
@@ -140,6 +145,11 @@ impl ReplicationConnection {
             QueryError::Server(ServerError { code, message, .. }) if code == "42710" => {
                 Error::new(ErrorKind::Precondition, format!("{WHAT} failed: {message}"))
                     .remedy("Another pipeline may own it: choose another slot, or drop it with `duckpipe drop`.")
+            }
+            QueryError::Server(error) if standby && matches!(error.code.as_str(), "0A000" | "55000") => {
+                error.into_error(WHAT).remedy(
+                    "A standby can be the source from Postgres 16 on, with wal_level = logical on its primary too.",
+                )
             }
             QueryError::Server(error) if error.code == "55000" => {
                 error.into_error(WHAT).remedy("Set wal_level = logical in the server's postgresql.conf and restart it.")

@@ -2,6 +2,7 @@
 
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{LazyLock, OnceLock};
 use std::time::Duration;
 
@@ -204,6 +205,24 @@ impl Postgres {
         self.stop("INT");
         change(&mut self.options);
         self.launch();
+    }
+
+    /// A standby that follows this cluster, which stops for a moment while its folder is copied as a backup does.
+    pub fn standby(&mut self) -> Postgres {
+        self.stop("INT");
+        let folder = Folder::new("standby");
+        self.user.own(folder.path());
+        let copied = Command::new("cp").args(["-a", "--reflink=auto"]).arg(self.data()).arg(folder.path()).status();
+        assert!(copied.expect("cp").success());
+        let signal = folder.path().join("data/standby.signal");
+        std::fs::write(&signal, "").expect("standby.signal");
+        self.user.own(&signal);
+        self.launch();
+        let primary = format!("host=127.0.0.1 port={} user=postgres password={PASSWORD}", self.port);
+        let options = self.options.clone().set("primary_conninfo", &primary).set("hot_standby_feedback", "on");
+        let mut standby = Postgres { server: None, options, port: 0, user: self.user, folder };
+        standby.launch();
+        standby
     }
 
     /// Sends a signal to the postmaster.

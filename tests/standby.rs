@@ -1,0 +1,77 @@
+//! A standby as the source, from Postgres 16 on.
+
+use std::time::Duration;
+
+use crate::lab::{Client, Combination, Duckpipe, Lake, Options, Postgres, assert_equal, wait_for};
+use crate::workload::Writer;
+
+const TABLES: &str = "[sync]\nflush_interval = \"50ms\"\n[[tables]]\nsource = \"public.t\"\n";
+const MINUTE: Duration = Duration::from_secs(60);
+const NAME: &str = "standby";
+
+fn converges(duckpipe: &Duckpipe, lake: &Lake, source: &Client) {
+    duckpipe.sync_once().expect(0);
+    assert_equal(source, &lake.open_native(), "public.t");
+}
+
+/// Copied and followed while it is a standby, and on, when it becomes the primary.
+#[test]
+fn is_followed_and_promoted() {
+    let mut primary = Postgres::start(Options::default());
+    primary.connect("postgres").execute(&format!("CREATE DATABASE {NAME}"));
+    primary.connect(NAME).execute(
+        "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'v' FROM generate_series(1, 1000) i",
+    );
+    let standby = primary.standby();
+    let (source, writable) = (standby.connect(NAME), primary.connect(NAME));
+    let lake = Lake::new(Combination::EMBEDDED, NAME);
+    let duckpipe = Duckpipe::new(NAME, &standby.url("postgres", NAME), &lake, TABLES);
+
+    let checked = duckpipe.run(&["check"]).expect(1).stdout;
+    if source.number("SELECT current_setting('server_version_num')::int / 10000") < 16 {
+        assert!(checked.contains("a standby can be the source from PostgreSQL 16 on"), "{checked}");
+        writable.execute(&format!("CREATE PUBLICATION duckpipe_{NAME} FOR TABLE t"));
+        caught_up(&source, &writable);
+        let refused = duckpipe.sync_once().expect(1).stderr;
+        assert!(refused.contains("A standby can be the source from Postgres 16 on"), "{refused}");
+        return;
+    }
+    assert!(checked.contains("! standby: "), "{checked}");
+    // Nothing can be made there; who may make it on the primary is told what.
+    let refused = duckpipe.sync_once().expect(1).stderr;
+    let statement = format!("CREATE PUBLICATION \"duckpipe_{NAME}\" FOR TABLE");
+    assert!(refused.contains("the source is a standby") && refused.contains(&statement), "{refused}");
+    writable.execute(&format!("CREATE PUBLICATION duckpipe_{NAME} FOR TABLE t"));
+    caught_up(&source, &writable);
+    duckpipe.run(&["check"]).expect(0);
+
+    let word = Writer::of(&primary.url("postgres", NAME), |client| {
+        client.execute("SELECT pg_log_standby_snapshot()");
+        std::thread::sleep(Duration::from_millis(200));
+    });
+    converges(&duckpipe, &lake, &source);
+    let mut sync = duckpipe.sync();
+    writable.execute("UPDATE t SET v = 'changed' WHERE id < 100; DELETE FROM t WHERE id > 900");
+    writable.execute("ALTER TABLE t ADD n int DEFAULT 7; UPDATE t SET n = 8 WHERE id < 10");
+    sync.wait_for_lsn(writable.lsn(), MINUTE);
+    duckpipe.run(&["validate"]).expect(0);
+    writable.execute("TRUNCATE t; INSERT INTO t SELECT i, 'anew', i FROM generate_series(1, 500) i");
+    sync.wait_for_lsn(writable.lsn(), MINUTE);
+    sync.terminate().expect(0);
+    assert_equal(&source, &lake.open_native(), "public.t");
+
+    word.stop();
+    writable.execute("UPDATE t SET v = 'the last' WHERE id < 50");
+    caught_up(&source, &writable);
+    assert_eq!(source.text("SELECT pg_promote()"), "t");
+    source.execute("UPDATE t SET v = 'on the new timeline' WHERE id > 450");
+    converges(&duckpipe, &lake, &source);
+    assert_eq!(duckpipe.status().table("public.t")["rows_copied"], 1000, "it was copied again");
+}
+
+/// Waits until the standby has all that the primary has by now.
+fn caught_up(standby: &Client, primary: &Client) {
+    let lsn = primary.text("SELECT pg_current_wal_flush_lsn()");
+    let caught_up = format!("SELECT pg_last_wal_replay_lsn() >= '{lsn}'::pg_lsn");
+    wait_for("the standby catches up", MINUTE, || (standby.text(&caught_up) == "t").then_some(()), || lsn.clone());
+}
