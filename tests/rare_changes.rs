@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::lab::Combination;
+use crate::lab::{Combination, wait_for};
 use crate::scenario::Scenario;
 
 const TABLES: &str = "[sync]\nflush_interval = \"50ms\"\n[[tables]]\nsource = \"public.*\"\n";
@@ -156,6 +156,38 @@ fn a_table_comes_back_by_itself() {
     scenario.wait_for_state(&mut sync, "public.other", "streaming");
     let lsn = scenario.source.lsn();
     sync.wait_until("t is back", 3 * MINUTE, |status| status.all("streaming") && status.applied_lsn() >= Some(lsn));
+    sync.terminate().expect(0);
+    scenario.assert_equal(&["public.t", "public.other"]);
+}
+
+/// A column that comes, with values, after the look at the table and before the snapshot that it is copied at: until a transaction
+/// of somebody else's ends, no slot is made.
+#[test]
+fn altered_while_a_copy_begins() {
+    let scenario = Scenario::new("rare_begins", Combination::EMBEDDED, TABLES);
+    scenario.source.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'v' FROM generate_series(1, 50) i; \
+         CREATE TABLE other (id int PRIMARY KEY); INSERT INTO other VALUES (1)",
+    );
+    let somebody = scenario.source.connect();
+    let altered_before_the_slot = |column: &str| {
+        let made = format!(
+            "SELECT count(*) FROM pg_replication_slots WHERE database = '{}' AND confirmed_flush_lsn IS NULL",
+            scenario.source.name()
+        );
+        wait_for("a slot waits", MINUTE, || (scenario.source.number(&made) == 1).then_some(()), String::new);
+        scenario.source.execute(&format!("ALTER TABLE t ADD {column} int"));
+        scenario.source.execute(&format!("UPDATE t SET {column} = id WHERE id > 10"));
+        somebody.execute("COMMIT");
+    };
+    somebody.execute("BEGIN; INSERT INTO other VALUES (2)");
+    let mut sync = scenario.duckpipe.sync();
+    altered_before_the_slot("first");
+    scenario.wait_for_state(&mut sync, "public.t", "streaming");
+    somebody.execute("BEGIN; INSERT INTO other VALUES (3)");
+    scenario.duckpipe.run(&["tables", "resync", "public.t"]).expect(0);
+    altered_before_the_slot("second");
+    scenario.wait_for_state(&mut sync, "public.t", "streaming");
     sync.terminate().expect(0);
     scenario.assert_equal(&["public.t", "public.other"]);
 }

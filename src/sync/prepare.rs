@@ -126,6 +126,23 @@ pub async fn choose_tables(session: &Session, config: &Config, publication: Opti
     Ok(Chosen { tables: chosen, missing })
 }
 
+/// A table must be as it was described before the snapshot was taken that it is copied at: what a column that came in between holds is
+/// among the snapshot's rows, and no message brings it.
+///
+/// # Errors
+/// Kind `Conflict`, where it was altered since.
+pub async fn check_unchanged(session: &Session, described: &SourceTable, publication: &str) -> Result<()> {
+    let now = catalog::describe_table(session, &described.name, Some(publication)).await?;
+    let same = |now: &SourceTable| {
+        (now.oid, &now.columns, &now.key, now.replica_identity)
+            == (described.oid, &described.columns, &described.key, described.replica_identity)
+    };
+    if now.as_ref().is_some_and(same) {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Conflict, format!("{} was altered while its copy began", described.name)))
+}
+
 /// A table must not be a partition of one that is followed: its changes come as that one's.
 ///
 /// # Errors

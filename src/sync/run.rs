@@ -174,7 +174,22 @@ async fn begin(
             drop(replication);
             Some(runner.resume(row, chosen, until).await?)
         }
-        row => runner.create(row, &chosen.all()?, replication, until).await?,
+        mut row => {
+            let mut chosen = chosen.all()?;
+            loop {
+                match runner.create(row, &chosen, replication, until).await {
+                    // As after a restart: the next try looks at the tables again, and at what this one left.
+                    Err(error) if error.kind() == ErrorKind::Conflict => {
+                        tracing::warn!(%error, "the copy begins again")
+                    }
+                    ready => break ready?,
+                }
+                let sent = Some(config.source.publication.as_str());
+                chosen = prepare::choose_tables(&runner.session, config, sent).await?.all()?;
+                row = runner.lake.pipeline(&config.name).await?;
+                replication = ReplicationConnection::connect(&runner.settings).await?;
+            }
+        }
     };
     Ok((runner, ready))
 }
@@ -326,6 +341,9 @@ impl Runner<'_> {
         let created = replication.create_slot(&source.slot).await?;
         failpoint("slot");
         let holder = SnapshotHolder::import(&self.settings, &created.snapshot).await?;
+        for table in chosen {
+            prepare::check_unchanged(&self.session, &table.source, &source.publication).await?;
+        }
         let change = PipelineChange { lsn: Some(created.consistent_point), ..PipelineChange::default() };
         self.lake.set_state(&fence, PipelineState::Snapshot, &change).await?;
 

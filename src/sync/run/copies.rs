@@ -245,6 +245,7 @@ impl Runner<'_> {
         failpoint("beside_slot");
         let holder = SnapshotHolder::import(&self.settings, &created.snapshot).await?;
         for (_, source) in tables.iter_mut() {
+            prepare::check_unchanged(session, source, &self.config.source.publication).await?;
             holder.settle(source).await?;
         }
         let options = CopyOptions {
