@@ -58,6 +58,7 @@ fn sbtest1() -> SourceTable {
                 changed_by: 0,
             })
             .collect(),
+        last_attnum: 4,
         replica_identity: ReplicaIdentity::Default,
         key: vec![0],
         estimated_rows: 0,

@@ -77,6 +77,13 @@ fn cases() -> Vec<Case> {
             "CREATE TABLE replaced (id int PRIMARY KEY, a int); INSERT INTO replaced SELECT i, i FROM generate_series(1, 50) i",
             "ALTER TABLE replaced DROP a, ADD b int; UPDATE replaced SET b = 7 WHERE id < 10; INSERT INTO replaced VALUES (51, 8)",
         ),
+        // The column of the rows in between has the name and the type of the one that is there when they are read.
+        case(
+            "replaced_twice",
+            "CREATE TABLE replaced_twice (id int PRIMARY KEY, a int, b text); INSERT INTO replaced_twice SELECT i, i, 'v' FROM generate_series(1, 50) i",
+            "ALTER TABLE replaced_twice DROP a, ADD a int; UPDATE replaced_twice SET a = 7 WHERE id < 10; \
+             ALTER TABLE replaced_twice DROP a, ADD a int; DELETE FROM replaced_twice WHERE id = 20",
+        ),
         // A value that lies apart, deleted, inserted again, and not sent with the row's next change.
         case(
             "reinserted",

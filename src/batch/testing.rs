@@ -96,6 +96,7 @@ pub(crate) fn numbered_table(columns: &[(i16, &str, &str)]) -> SourceTable {
     let mut source = table(&named, &["id"], ReplicaIdentity::Default);
     for (column, (attnum, ..)) in source.columns.iter_mut().zip(columns) {
         column.attnum = *attnum;
+        source.last_attnum = source.last_attnum.max(*attnum);
     }
     source
 }
@@ -114,6 +115,7 @@ pub(crate) fn table(columns: &[(&str, &str)], key: &[&str], replica_identity: Re
             changed_by: 0,
         })
         .collect();
+    let last_attnum = columns.last().map_or(0, |column| column.attnum);
     let key = key.iter().map(|key| columns.iter().position(|column| column.name == *key).unwrap()).collect();
     SourceTable {
         oid: 16_384,
@@ -124,6 +126,7 @@ pub(crate) fn table(columns: &[(&str, &str)], key: &[&str], replica_identity: Re
         estimated_rows: 0,
         pages: 0,
         file_node: 1,
+        last_attnum,
         filter: None,
         partitions: None,
     }

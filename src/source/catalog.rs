@@ -117,7 +117,7 @@ async fn describe(
     let client = session.client();
     let query = "SELECT c.oid, c.relreplident::text, c.reltuples::int8, \
                  CASE WHEN $1 THEN coalesce(pg_relation_size(c.oid) / current_setting('block_size')::int8, 0) ELSE 0 END, \
-                 c.relfilenode, c.relkind = 'p', n.nspname, c.relname \
+                 c.relfilenode, c.relkind = 'p', n.nspname, c.relname, c.relnatts \
                  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
                  WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p'";
     let row = match wanted {
@@ -167,10 +167,13 @@ async fn describe(
             rows.iter().map(position).collect::<Option<Vec<_>>>().unwrap_or_default()
         }
     };
+    // A column may have come between the two queries.
+    let last_attnum = columns.iter().map(|column| column.attnum).fold(row.get(8), i16::max);
     Ok(Some(SourceTable {
         oid,
         name,
         columns,
+        last_attnum,
         replica_identity,
         key,
         estimated_rows: match &partitions {

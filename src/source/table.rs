@@ -15,6 +15,9 @@ pub struct SourceTable {
     pub name: TableName,
     /// The published columns. Generated columns are among them only where the publication sends them.
     pub columns: Vec<SourceColumn>,
+    /// `pg_class.relnatts`: the `attnum` of the youngest column, whether it is still there or not. 0: not known.
+    #[serde(default)]
+    pub last_attnum: i16,
     /// How the WAL identifies an old row.
     pub replica_identity: ReplicaIdentity,
     /// The key, as indices into `columns`, in the order of the key's index. Empty: the table has no usable key.
