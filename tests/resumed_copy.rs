@@ -35,6 +35,13 @@ fn die_after(scenario: &mut Scenario<'_>, ranges: u32) -> String {
     died.output()
 }
 
+/// It dies after so many ranges; the other worker may have kept one more by then.
+#[track_caller]
+fn assert_kept(output: &str, ranges_kept: u32) {
+    let kept = ranges(output);
+    assert!(kept == ranges_kept || ranges_kept > 0 && kept == ranges_kept + 1, "{kept} for {ranges_kept}: {output}");
+}
+
 /// How many ranges a copy went on with.
 fn ranges(output: &str) -> u32 {
     let line = output.lines().find(|line| line.contains(GOES_ON));
@@ -77,10 +84,10 @@ fn goes_on(combination: Combination) {
         "UPDATE t SET id = -7 WHERE id = 7; UPDATE t SET id = 7 WHERE id = 8; UPDATE t SET id = 8 WHERE id = -7",
     );
     let output = die_after(&mut scenario, 10);
-    assert_eq!(ranges(&output), 30, "{output}");
+    assert_kept(&output, 30);
     client.execute("UPDATE t SET n = -n WHERE id BETWEEN 3000 AND 3100; DELETE FROM t WHERE id > 19000 AND id < 19500");
     let output = scenario.duckpipe.sync_once().expect(0).output();
-    assert_eq!(ranges(&output), 40, "{output}");
+    assert!((40..=42).contains(&ranges(&output)), "{output}");
     let native = scenario.lake.open_native();
     assert_equal(&client, &native, "public.t");
     // Files that nothing of the above has touched are those of the first try.
@@ -135,7 +142,7 @@ fn begins_anew() {
         let output = scenario.duckpipe.run(command).expect(0).output();
         // That a table was rewritten shows when it is read.
         let looked = matches!(case, "vacuum" | "truncate");
-        assert_eq!(ranges(&output), if looked { 20 } else { 0 }, "{case}: {output}");
+        assert_kept(&output, if looked { 20 } else { 0 });
         assert_equal(&scenario.source.connect(), &scenario.lake.open_native(), "public.t");
         assert_nothing_is_left(&scenario);
     }

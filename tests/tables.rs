@@ -55,6 +55,7 @@ fn every_command(combination: Combination) {
     let scenario = scenario(&format!("commands_{}", combination.name()), combination);
     let tables = |arguments: &[&str]| scenario.duckpipe.run(&[&["tables"][..], arguments].concat());
     let mut sync = scenario.duckpipe.sync();
+    sync.wait_for_output("INFO streaming", MINUTE);
     sync.wait_until("the stream", MINUTE, |status| status.all("streaming"));
     let writing = writer(&scenario);
 
@@ -112,6 +113,7 @@ fn added_where_the_publication_is_somebody_elses() {
     scenario.source.execute(&format!("CREATE PUBLICATION duckpipe_{} FOR TABLE stays", scenario.name));
     scenario.converge(&["public.stays"]);
     let mut sync = scenario.duckpipe.sync();
+    sync.wait_for_output("INFO streaming", MINUTE);
     sync.wait_until("the stream", MINUTE, |status| status.all("streaming"));
     scenario.duckpipe.run(&["tables", "add", "public.more"]).expect(0);
     scenario.wait_for_state(&mut sync, "public.more", "pending");
@@ -269,6 +271,7 @@ fn an_edited_file_and_sighup() {
     let head = file.split("[[tables]]").next().unwrap().to_owned();
     let name = |tables: &[&str]| scenario.duckpipe.configure(&(head.clone() + &Duckpipe::tables(tables)));
     let mut sync = scenario.duckpipe.sync();
+    sync.wait_for_output("INFO streaming", MINUTE);
     sync.wait_until("the stream", MINUTE, |status| status.all("streaming"));
     let writing = writer(&scenario);
 
