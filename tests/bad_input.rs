@@ -22,7 +22,7 @@ fn scenario(name: &str, combination: Combination, tables: &str) -> Scenario<'sta
 /// Replaces text in the configuration.
 #[track_caller]
 fn misconfigure(scenario: &Scenario<'_>, from: &str, to: &str) {
-    let text = std::fs::read_to_string(scenario.duckpipe.config()).unwrap();
+    let text = scenario.duckpipe.configuration();
     assert!(text.contains(from), "{text}");
     scenario.duckpipe.configure(&text.replace(from, to));
 }
@@ -278,7 +278,7 @@ fn a_target_that_is_another_pipelines() {
     let first = scenario("bad_first", combination, T);
     first.converge(&["public.t"]);
     let second = scenario("bad_second", combination, T);
-    let configuration = std::fs::read_to_string(second.duckpipe.config()).unwrap();
+    let configuration = second.duckpipe.configuration();
     let shared = configuration.replace(&second.lake.catalog(), &first.lake.catalog());
     second.duckpipe.configure(&shared.replace(&second.lake.data_path(), &first.lake.data_path()));
     let finished = second.duckpipe.sync_once().expect(1);
@@ -331,7 +331,7 @@ fn an_unknown_key() {
 #[test]
 fn wrong_values() {
     let scenario = scenario("bad_values", Combination::EMBEDDED, T);
-    let good = std::fs::read_to_string(scenario.duckpipe.config()).unwrap();
+    let good = scenario.duckpipe.configuration();
     for (line, words) in [
         ("[sync]\nflush_interval = \"soon\"\n", &["sync.flush_interval", "soon"][..]),
         ("[sync]\nmemory_limit = \"-1\"\n", &["sync.memory_limit"]),
@@ -385,7 +385,7 @@ fn an_extension_that_was_tampered_with() {
 fn secrets_stay_secret() {
     for (name, combination) in [("bad_secret_duckdb", Combination::EMBEDDED), ("bad_secret_postgres", POSTGRES_S3)] {
         let mut scenario = scenario(name, combination, T);
-        let right = std::fs::read_to_string(scenario.duckpipe.config()).unwrap();
+        let right = scenario.duckpipe.configuration();
         let source = scenario.source.url();
         let catalog = scenario.lake.catalog();
         let port = Postgres::shared().port().to_string();
@@ -478,7 +478,7 @@ fn strange_paths_are_no_bad_input() {
     let scenario = scenario("bad_path", Combination::EMBEDDED, T);
     let folder = scenario.duckpipe.folder().join("a lake's Größe");
     std::fs::create_dir(&folder).unwrap();
-    let text = std::fs::read_to_string(scenario.duckpipe.config()).unwrap();
+    let text = scenario.duckpipe.configuration();
     let text = text
         .replace(&scenario.lake.catalog(), folder.join("c.ducklake").to_str().unwrap())
         .replace(&scenario.lake.data_path(), folder.join("d").to_str().unwrap());

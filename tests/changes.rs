@@ -136,6 +136,33 @@ fn replica_identities() {
     assert!(scenario.footprint().is_empty(), "nothing was made");
 }
 
+/// An identity that goes while `sync` runs: the table stops at its next change, saying what it needs, and comes back by itself
+/// once it has one. The others go on.
+#[test]
+fn an_identity_that_goes() {
+    let mut scenario = Scenario::new("changes_identity_goes", Combination::EMBEDDED, &ONE_FLUSH.replace("60s", "50ms"));
+    scenario.source.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'v' FROM generate_series(1, 50) i; \
+         CREATE TABLE other (id int PRIMARY KEY); INSERT INTO other VALUES (1)",
+    );
+    scenario.converge(&["public.t", "public.other"]);
+    scenario.duckpipe.set("DUCKPIPE_SYNC__RESYNC", "auto");
+    let mut sync = scenario.duckpipe.sync();
+    scenario.source.execute("ALTER TABLE t REPLICA IDENTITY NOTHING; INSERT INTO t VALUES (51, 'without')");
+    let refused = scenario.source.try_execute("UPDATE t SET v = 'w' WHERE id = 1").unwrap_err();
+    assert!(refused.contains("does not have a replica identity"), "{refused}");
+    scenario.source.execute("INSERT INTO other VALUES (2)");
+    scenario.wait_for_state(&mut sync, "public.t", "errored");
+    scenario.wait_for_state(&mut sync, "public.other", "streaming");
+    let status = scenario.duckpipe.status();
+    let error = status.table("public.t")["error"].as_str().unwrap_or_default();
+    assert!(error.contains("NOTHING"), "{error}");
+    scenario.source.execute("ALTER TABLE t REPLICA IDENTITY DEFAULT; UPDATE t SET v = 'w' WHERE id < 10");
+    scenario.wait_for_state(&mut sync, "public.t", "streaming");
+    sync.terminate().expect(0);
+    scenario.assert_equal(&["public.t", "public.other"]);
+}
+
 /// Names that need quotes everywhere, and are as long as they may be.
 #[test]
 fn names() {

@@ -184,7 +184,7 @@ fn killed_at_each_point(name: &str, combination: Combination) {
 #[test]
 fn old_history_goes_with_its_files() {
     let scenario = fragmented("compact_expiry", Combination::EMBEDDED);
-    let toml = std::fs::read_to_string(scenario.duckpipe.config()).unwrap();
+    let toml = scenario.duckpipe.configuration();
     scenario.duckpipe.configure(&toml.replace("min_files = 2", "min_files = 2\nretain = \"1ms\""));
     let report = compact(&scenario.duckpipe, &[]);
     assert!(report["snapshots_expired"].as_u64() > Some(3), "{report}");

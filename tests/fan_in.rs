@@ -174,6 +174,42 @@ fn pipelines() {
     assert_eq!(shown(&north.lake.open_native(), "id, v"), rows());
 }
 
+/// A table that stops keeps its last rows in the view; the others' rows go on, and it comes back by a fresh copy.
+#[test]
+fn one_that_stops() {
+    let scenario = Scenario::new("fan_stops", Combination::EMBEDDED, TENANTS);
+    let client = scenario.source.connect();
+    for tenant in ["tenant_a", "tenant_b"] {
+        create(&client, tenant);
+    }
+    scenario.duckpipe.sync_once().expect(0);
+    let stands = of_one("fan_stops", &client, &["tenant_b"], "id, v");
+    client.execute(
+        "ALTER TABLE tenant_b.orders ALTER v TYPE int USING 7; UPDATE tenant_b.orders SET v = 8 WHERE id < 10; \
+         UPDATE tenant_a.orders SET v = 'on' WHERE id < 10",
+    );
+    scenario.duckpipe.sync_once().expect(5);
+    assert_eq!(scenario.duckpipe.status().state("tenant_b.orders"), "errored");
+    let mut rows = of_one("fan_stops", &client, &["tenant_a"], "id, v");
+    rows.extend(stands);
+    rows.sort();
+    assert_eq!(shown(&scenario.lake.open_native(), "id, v"), rows);
+
+    let mut sync = scenario.duckpipe.sync();
+    sync.wait_for_output("INFO streaming", MINUTE);
+    scenario.duckpipe.run(&["tables", "resync", "tenant_b.orders"]).expect(0);
+    scenario.wait_for_state(&mut sync, "tenant_b.orders", "streaming");
+    client.execute("DELETE FROM tenant_a.orders WHERE id > 490; DELETE FROM tenant_b.orders WHERE id > 480");
+    sync.wait_for_lsn(client.lsn(), MINUTE);
+    sync.terminate().expect(0);
+    assert_eq!(
+        shown(&scenario.lake.open_native(), "id, v"),
+        of_one("fan_stops", &client, &["tenant_a", "tenant_b"], "id, v")
+    );
+    scenario.duckpipe.run(&["validate"]).expect(0);
+    scenario.duckpipe.run(&["validate", "--files"]).expect(0);
+}
+
 /// What the view would take the place of is left alone, before anything is made; and what takes its place later stops no table.
 #[test]
 fn what_is_there_stays() {

@@ -183,7 +183,7 @@ fn another_cluster() {
     other.execute("CREATE TABLE t (id int PRIMARY KEY, v text)");
     other.execute("CREATE PUBLICATION duckpipe_life_cluster FOR TABLE t");
     other.execute("SELECT pg_create_logical_replication_slot('duckpipe_life_cluster', 'pgoutput')");
-    let configuration = std::fs::read_to_string(scenario.duckpipe.config()).unwrap();
+    let configuration = scenario.duckpipe.configuration();
     scenario.duckpipe.configure(&configuration.replace(&scenario.source.url(), &other.url()));
     needs_resync(&scenario, "another cluster");
     // Back at its own source it goes on as if nothing had been.
@@ -404,7 +404,7 @@ fn replication_and_select_suffice() {
          CREATE TABLE u (a int, b text, secret text, PRIMARY KEY (a, b)); INSERT INTO u VALUES (1, 'b', 's')",
     );
     scenario.source.replication_role(role);
-    let configuration = std::fs::read_to_string(scenario.duckpipe.config()).unwrap();
+    let configuration = scenario.duckpipe.configuration();
     scenario.duckpipe.configure(&configuration.replace(&scenario.source.url(), &scenario.source.url_of(role)));
     scenario.source.execute(&format!("GRANT SELECT ON t TO {role}; GRANT SELECT (a, b) ON u TO {role}"));
 

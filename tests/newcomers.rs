@@ -119,7 +119,7 @@ fn while_nobody_runs() {
     let last = "SELECT count(*) FROM lake.public.goes WHERE v = 'the last'";
     assert_eq!(scenario.lake.open_native().number(last), 10);
 
-    let configuration = std::fs::read_to_string(scenario.duckpipe.config()).unwrap();
+    let configuration = scenario.duckpipe.configuration();
     scenario.duckpipe.configure(&configuration.replace(&of(&["stays", "goes"]), &of(&["stays", "goes", "comes"])));
     let mut sync = scenario.duckpipe.sync();
     waits_for(&scenario, &mut sync, "public.comes", "streaming");

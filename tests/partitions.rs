@@ -207,7 +207,7 @@ fn a_partition_that_goes_after_a_kill() {
 #[test]
 fn what_is_refused() {
     let scenario = scenario("parts_refused", Combination::EMBEDDED);
-    let configuration = std::fs::read_to_string(scenario.duckpipe.config()).unwrap();
+    let configuration = scenario.duckpipe.configuration();
     let both = configuration.clone() + &Duckpipe::tables(&["public.events_1"]);
     scenario.duckpipe.configure(&both);
     let refused = scenario.duckpipe.sync_once();

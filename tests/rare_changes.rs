@@ -84,6 +84,28 @@ fn cases() -> Vec<Case> {
             "ALTER TABLE replaced_twice DROP a, ADD a int; UPDATE replaced_twice SET a = 7 WHERE id < 10; \
              ALTER TABLE replaced_twice DROP a, ADD a int; DELETE FROM replaced_twice WHERE id = 20",
         ),
+        // What it was when the rows of the first time were written is in no catalog any more.
+        case(
+            "widened_at_once",
+            "CREATE TABLE widened_at_once (id int PRIMARY KEY, v text); INSERT INTO widened_at_once SELECT i, 'v' FROM generate_series(1, 50) i",
+            "ALTER TABLE widened_at_once ADD n numeric(6,2) DEFAULT 1.25; UPDATE widened_at_once SET n = 2.5 WHERE id < 10; \
+             ALTER TABLE widened_at_once ALTER n TYPE numeric(12,2); UPDATE widened_at_once SET n = 1234567.25 WHERE id = 20",
+        ),
+        case(
+            "dropped_at_once",
+            "CREATE TABLE dropped_at_once (id int PRIMARY KEY, v text); INSERT INTO dropped_at_once SELECT i, 'v' FROM generate_series(1, 50) i",
+            "ALTER TABLE dropped_at_once ADD n int DEFAULT 7; UPDATE dropped_at_once SET n = 8, v = 'w' WHERE id < 10; \
+             ALTER TABLE dropped_at_once DROP n; UPDATE dropped_at_once SET v = 'x' WHERE id = 20",
+        ),
+        // Sent in blocks: the columns are known before the transaction's end, and some rows of it go with a savepoint.
+        case(
+            "in_blocks",
+            "CREATE TABLE in_blocks (id int PRIMARY KEY, v text); INSERT INTO in_blocks SELECT i, 'v' FROM generate_series(1, 50) i",
+            "BEGIN; ALTER TABLE in_blocks ADD n int DEFAULT 7, DROP v; \
+             INSERT INTO in_blocks SELECT i, i FROM generate_series(1000, 4000) i; SAVEPOINT s; \
+             UPDATE in_blocks SET n = -1; INSERT INTO in_blocks SELECT i, i FROM generate_series(5000, 8000) i; ROLLBACK TO s; \
+             DELETE FROM in_blocks WHERE id % 3 = 0; COMMIT; UPDATE in_blocks SET n = 8 WHERE id < 10",
+        ),
         // A value that lies apart, deleted, inserted again, and not sent with the row's next change.
         case(
             "reinserted",

@@ -79,7 +79,7 @@ fn follows_postgres() {
 #[test]
 fn keeps() {
     let scenario = scenario("rename_keeps", Combination::EMBEDDED, "keep", &["public.stays", "public.orders"]);
-    let text = std::fs::read_to_string(scenario.duckpipe.config()).unwrap();
+    let text = scenario.duckpipe.configuration();
     scenario.duckpipe.configure(&(text + "exclude_columns = [\"secret\"]\n"));
     scenario.source.execute("ALTER TABLE orders ADD secret text DEFAULT 'psst'");
     scenario.duckpipe.sync_once().expect(0);
@@ -158,7 +158,7 @@ fn where_it_can(combination: Combination) {
     scenario.duckpipe.run(&["validate"]).expect(0);
     scenario.duckpipe.run(&["validate", "--files"]).expect(0);
     // What nobody can read any more goes, the rows of its former places too.
-    let text = std::fs::read_to_string(scenario.duckpipe.config()).unwrap();
+    let text = scenario.duckpipe.configuration();
     scenario.duckpipe.configure(&(text + "[compact]\nretain = \"1ms\"\n"));
     scenario.duckpipe.run(&["compact"]).expect(0);
     scenario.duckpipe.run(&["validate", "--files"]).expect(0);

@@ -93,7 +93,7 @@ fn large_values_come_in() {
 fn another_filter() {
     let mut scenario = scenario("filter_other", "region = 'eu'");
     scenario.duckpipe.sync_once().expect(0);
-    let text = std::fs::read_to_string(scenario.duckpipe.config()).unwrap();
+    let text = scenario.duckpipe.configuration();
     scenario.duckpipe.configure(&text.replace("region = 'eu'", "region IN ('us', 'x''y')"));
     scenario.duckpipe.set("DUCKPIPE_SYNC__RESYNC", "auto");
     let mut sync = scenario.duckpipe.sync();
@@ -162,4 +162,19 @@ fn what_is_refused() {
     foreign.duckpipe.run(&["check"]).expect(0);
     foreign.duckpipe.sync_once().expect(0);
     assert_has(&foreign, "id < 100");
+}
+
+/// Publications have filters from Postgres 15 on; before, the filter is refused, and nothing is made.
+#[test]
+fn needs_publications_with_filters() {
+    let scenario = scenario("filter_version", "region = 'eu'");
+    let checked = scenario.duckpipe.run(&["check"]);
+    if scenario.source.number("SELECT current_setting('server_version_num')::int / 10000") >= 15 {
+        checked.expect(0);
+        return;
+    }
+    assert!(checked.expect(1).output().contains("PostgreSQL 15"));
+    let refused = scenario.duckpipe.sync_once().expect(1).stderr;
+    assert!(refused.contains("public.t") && refused.contains("PostgreSQL 15"), "{refused}");
+    assert!(scenario.footprint().is_empty());
 }

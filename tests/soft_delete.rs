@@ -58,7 +58,7 @@ fn keeps_what_is_deleted(combination: Combination) {
     let name = format!("soft_{}", combination.name());
     let rest = "[sync]\nflush_interval = \"20ms\"\n[[tables]]\nsource = \"public.*\"\n";
     let scenario = Scenario::new(&name, combination, rest);
-    let text = std::fs::read_to_string(scenario.duckpipe.config()).unwrap();
+    let text = scenario.duckpipe.configuration();
     scenario.duckpipe.configure(&text.replace("[[tables]]\n", "[[tables]]\nmode = \"soft-delete\"\n"));
     scenario.source.execute("CREATE SCHEMA expected");
     for table in ["t", "whole"] {
@@ -117,4 +117,51 @@ fn keeps_what_is_deleted_duckdb() {
 #[test]
 fn keeps_what_is_deleted_postgres() {
     keeps_what_is_deleted(POSTGRES);
+}
+
+/// Columns that come, go and are renamed, of rows that are gone too; a fresh copy has the source's rows alone.
+#[test]
+fn columns_change_and_a_copy_begins_anew() {
+    let rest = "[sync]\nflush_interval = \"50ms\"\n[[tables]]\nsource = \"public.t\"\nmode = \"soft-delete\"\n";
+    let mut scenario = Scenario::new("soft_columns", Combination::EMBEDDED, rest);
+    scenario.duckpipe.set("DUCKPIPE_SYNC__RESYNC", "auto");
+    scenario.source.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, n int, v text); INSERT INTO t SELECT i, i, 'v' FROM generate_series(1, 20) i",
+    );
+    scenario.duckpipe.sync_once().expect(0);
+    scenario.source.execute(
+        "DELETE FROM t WHERE id = 1; BEGIN; ALTER TABLE t ADD extra int DEFAULT 7, DROP n; ALTER TABLE t RENAME v TO w; COMMIT; \
+         DELETE FROM t WHERE id = 2; UPDATE t SET extra = 8 WHERE id = 3; DELETE FROM t WHERE id = 3; UPDATE t SET id = 40 WHERE id = 4",
+    );
+    scenario.duckpipe.sync_once().expect(0);
+    let gone = |expected: &[[&str; 3]]| {
+        let native = scenario.lake.open_native();
+        let shown = native.rows("SELECT id, extra, w FROM lake.public.t WHERE _deleted_at IS NOT NULL ORDER BY id");
+        let expected: Vec<Vec<Option<String>>> =
+            expected.iter().map(|row| row.iter().map(|value| Some((*value).to_owned())).collect()).collect();
+        assert_eq!(shown, expected);
+        let live = "SELECT id, extra, w FROM lake.public.t WHERE _deleted_at IS NULL ORDER BY id";
+        assert_eq!(native.rows(live), scenario.source.query("SELECT id, extra, w FROM t ORDER BY id"));
+    };
+    // What a row that was gone before has in a new column is the column's default, as in every row that was there.
+    gone(&[["1", "7", "v"], ["2", "7", "v"], ["3", "8", "v"], ["4", "7", "v"]]);
+    scenario.duckpipe.run(&["validate"]).expect(0);
+
+    let mut sync = scenario.duckpipe.sync();
+    scenario.duckpipe.run(&["tables", "resync", "public.t"]).expect(0);
+    sync.wait_for_output("the fresh copy streams with the others", MINUTE);
+    scenario.wait_for_state(&mut sync, "public.t", "streaming");
+    scenario.source.execute("DELETE FROM t WHERE id = 10");
+    sync.wait_for_lsn(scenario.source.lsn(), MINUTE);
+    sync.terminate().expect(0);
+    gone(&[["10", "7", "v"]]);
+    // Another type is a copy too.
+    scenario.source.execute("ALTER TABLE t ALTER extra TYPE text; UPDATE t SET extra = 'text' WHERE id = 11");
+    let mut sync = scenario.duckpipe.sync();
+    scenario.wait_for_state(&mut sync, "public.t", "streaming");
+    scenario.source.execute("DELETE FROM t WHERE id = 11");
+    sync.wait_for_lsn(scenario.source.lsn(), MINUTE);
+    sync.terminate().expect(0);
+    gone(&[["11", "text", "v"]]);
+    scenario.duckpipe.run(&["validate"]).expect(0);
 }

@@ -1,4 +1,4 @@
-//! A standby as the source, from Postgres 16 on.
+//! A standby as the source, from Postgres 16 on, and one that takes over from its primary, with its slots from 17 on.
 
 use std::time::Duration;
 
@@ -8,6 +8,7 @@ use crate::workload::Writer;
 const TABLES: &str = "[sync]\nflush_interval = \"50ms\"\n[[tables]]\nsource = \"public.t\"\n";
 const MINUTE: Duration = Duration::from_secs(60);
 const NAME: &str = "standby";
+const MAJOR: &str = "SELECT current_setting('server_version_num')::int / 10000";
 
 fn converges(duckpipe: &Duckpipe, lake: &Lake, source: &Client) {
     duckpipe.sync_once().expect(0);
@@ -22,13 +23,13 @@ fn is_followed_and_promoted() {
     primary.connect(NAME).execute(
         "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'v' FROM generate_series(1, 1000) i",
     );
-    let standby = primary.standby();
+    let standby = primary.standby(&[]);
     let (source, writable) = (standby.connect(NAME), primary.connect(NAME));
     let lake = Lake::new(Combination::EMBEDDED, NAME);
     let duckpipe = Duckpipe::new(NAME, &standby.url("postgres", NAME), &lake, TABLES);
 
     let checked = duckpipe.run(&["check"]).expect(1).stdout;
-    if source.number("SELECT current_setting('server_version_num')::int / 10000") < 16 {
+    if source.number(MAJOR) < 16 {
         assert!(checked.contains("a standby can be the source from PostgreSQL 16 on"), "{checked}");
         writable.execute(&format!("CREATE PUBLICATION duckpipe_{NAME} FOR TABLE t"));
         caught_up(&source, &writable);
@@ -67,6 +68,60 @@ fn is_followed_and_promoted() {
     source.execute("UPDATE t SET v = 'on the new timeline' WHERE id > 450");
     converges(&duckpipe, &lake, &source);
     assert_eq!(duckpipe.status().table("public.t")["rows_copied"], 1000, "it was copied again");
+}
+
+/// The primary dies. `sync`, which has the addresses of both, waits for the standby to be promoted, and goes on there.
+#[test]
+fn takes_over_from_its_primary() {
+    const NAME: &str = "failover";
+    let mut primary = Postgres::start(Options::default());
+    if primary.connect("postgres").number(MAJOR) < 17 {
+        return;
+    }
+    primary.connect("postgres").execute(&format!("CREATE DATABASE {NAME}"));
+    primary.connect(NAME).execute(
+        "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'v' FROM generate_series(1, 1000) i",
+    );
+    let standby = primary.standby(&[("sync_replication_slots", "on")]);
+    let writable = primary.connect(NAME);
+    // What the standby lacks is not sent to the lake either: a failover loses nothing that the lake has.
+    writable.execute("ALTER SYSTEM SET synchronized_standby_slots = 'standby'");
+    writable.execute("SELECT pg_reload_conf()");
+    let [first, second] = [&primary, &standby].map(|server| format!("127.0.0.1:{}", server.port()));
+    let url = primary.url("postgres", NAME).replace(&first, &format!("{first},{second}"));
+    let lake = Lake::new(Combination::EMBEDDED, NAME);
+    let duckpipe = Duckpipe::new(NAME, &url, &lake, TABLES);
+    converges(&duckpipe, &lake, &writable);
+
+    let mut sync = duckpipe.sync();
+    let source = standby.connect(NAME);
+    let synchronised = format!(
+        "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'duckpipe_{NAME}' AND synced AND NOT temporary AND invalidation_reason IS NULL"
+    );
+    wait_for(
+        "the standby has the slot",
+        2 * MINUTE,
+        || {
+            writable.execute("UPDATE t SET v = v || '.' WHERE id <= 10");
+            writable.execute("SELECT pg_log_standby_snapshot()");
+            (source.number(&synchronised) == 1).then_some(())
+        },
+        || sync.tail(),
+    );
+    writable.execute("DELETE FROM t WHERE id > 900; UPDATE t SET v = 'the last of the primary' WHERE id < 50");
+    sync.wait_for_lsn(writable.lsn(), MINUTE);
+    primary.stop("QUIT");
+    sync.wait_for_output("the source is a standby, where the slot", MINUTE);
+    assert_eq!(source.text("SELECT pg_promote()"), "t");
+    source.execute("UPDATE t SET v = 'on the new timeline' WHERE id > 450");
+    sync.wait_for_lsn(source.lsn(), MINUTE);
+    sync.terminate().expect(0);
+    assert_equal(&source, &lake.open_native(), "public.t");
+    assert_eq!(duckpipe.status().table("public.t")["rows_copied"], 1000, "it was copied again");
+
+    // By its part rather than by the order of the addresses.
+    duckpipe.configure(&duckpipe.configuration().replace(&url, &format!("{url}?target_session_attrs=primary")));
+    converges(&duckpipe, &lake, &source);
 }
 
 /// Waits until the standby has all that the primary has by now.

@@ -177,7 +177,7 @@ fn an_unrepresentable_value() {
     let scenario = synced("stop_value", Combination::EMBEDDED, "ALTER TABLE stops ADD a int[]");
     stops(&scenario, "UPDATE stops SET a = '{{1,2},{3,4}}' WHERE id = 77", &["\"a\"", "77", "types"]);
     // The remedy, as it says.
-    let configuration = std::fs::read_to_string(scenario.duckpipe.config()).unwrap();
+    let configuration = scenario.duckpipe.configuration();
     let text =
         "[[tables]]\nsource = \"public.stops\"\ntypes = { a = \"text\" }\n[[tables]]\nsource = \"public.goes_on\"\n";
     scenario.duckpipe.configure(&configuration.replace("[[tables]]\nsource = \"public.*\"\n", text));

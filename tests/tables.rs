@@ -97,7 +97,7 @@ fn every_command(combination: Combination) {
     drop(native);
     let published = "SELECT string_agg(tablename, ' ' ORDER BY tablename) FROM pg_publication_tables";
     assert_eq!(scenario.source.text(published), "more stays");
-    let text = std::fs::read_to_string(scenario.duckpipe.config()).unwrap();
+    let text = scenario.duckpipe.configuration();
     assert!(text.contains("public.more") && !text.contains("public.t\""), "{text}");
     scenario.duckpipe.run(&["validate"]).expect(0);
 }
@@ -244,7 +244,7 @@ fn an_edited_file_while_it_begins() {
         },
         || sync.tail(),
     );
-    let file = std::fs::read_to_string(scenario.duckpipe.config()).unwrap();
+    let file = scenario.duckpipe.configuration();
     let head = file.split("[[tables]]").next().unwrap();
     scenario.duckpipe.configure(&format!("{head}[[tables]]\nsource = \"public.t\"\nexclude_columns = [\"v\"]\n"));
     sync.signal("HUP");
@@ -267,7 +267,7 @@ fn an_edited_file_while_it_begins() {
 #[test]
 fn an_edited_file_and_sighup() {
     let scenario = scenario("commands_hup", Combination::EMBEDDED);
-    let file = std::fs::read_to_string(scenario.duckpipe.config()).unwrap();
+    let file = scenario.duckpipe.configuration();
     let head = file.split("[[tables]]").next().unwrap().to_owned();
     let name = |tables: &[&str]| scenario.duckpipe.configure(&(head.clone() + &Duckpipe::tables(tables)));
     let mut sync = scenario.duckpipe.sync();
@@ -290,7 +290,7 @@ fn an_edited_file_and_sighup() {
 
     // Named again, with other columns: a fresh copy.
     name(&["public.stays", "public.t"]);
-    let text = std::fs::read_to_string(scenario.duckpipe.config()).unwrap();
+    let text = scenario.duckpipe.configuration();
     scenario.duckpipe.configure(&(text + "[[tables]]\nsource = \"public.more\"\nexclude_columns = [\"v\"]\n"));
     sync.signal("HUP");
     scenario.wait_for_state(&mut sync, "public.t", "streaming");

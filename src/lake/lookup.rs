@@ -213,8 +213,8 @@ impl<'a> Search<'a> {
     }
 }
 
-/// Reads rows, in the order of `positions`, which may repeat. A column that a file was written without is NULL. All of them are in
-/// memory at once: ask for as many as fit.
+/// Reads rows, in the order of `positions`, which may repeat. A column that a file was written without has the default that `schema`
+/// tells, else NULL. All of them are in memory at once: ask for as many as fit.
 pub async fn fetch(
     store: &Store,
     files: &[LiveFile],
@@ -229,8 +229,12 @@ pub async fn fetch(
     for row in positions {
         by_file.entry(row.file).or_default().push(row.position);
     }
-    let types: Vec<DataType> = schema.fields().iter().map(|field| field.data_type().clone()).collect();
-    let wanted = schema_by_id(field_ids, &types);
+    let wanted = field_ids.iter().zip(schema.fields()).map(|(id, field)| {
+        let mut metadata = field.metadata().clone();
+        metadata.insert(PARQUET_FIELD_ID_META_KEY.to_string(), id.to_string());
+        field.as_ref().clone().with_nullable(true).with_metadata(metadata)
+    });
+    let wanted = Arc::new(Schema::new(wanted.collect::<Vec<_>>()));
     let mut waiting = Vec::with_capacity(by_file.len());
     for (file, mut rows) in by_file {
         rows.sort_unstable();

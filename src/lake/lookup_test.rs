@@ -12,7 +12,8 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::row::{RowConverter, SortField};
 use async_trait::async_trait;
 use duckpipe_storage::{
-    BoxError, DataFileOptions, DataFileWriter, FieldId, Store, UploadLog, with_field_ids, write_delete_file,
+    BoxError, DataFileOptions, DataFileWriter, FieldId, INITIAL_DEFAULT, Store, UploadLog, with_field_ids,
+    write_delete_file,
 };
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
@@ -211,7 +212,8 @@ async fn rows_are_fetched_in_the_order_of_their_positions() {
     let table = Table::random(&["uuid", "decimal"], &mut random).await;
     let fields = vec![
         Field::new("d", table.schema.field(1).data_type().clone(), true),
-        Field::new("later", DataType::Utf8, true),
+        Field::new("later", DataType::Utf8, true)
+            .with_metadata([(INITIAL_DEFAULT.to_owned(), "before".to_owned())].into()),
         Field::new("n", DataType::Int64, true),
         Field::new("u", table.schema.field(0).data_type().clone(), true),
     ];
@@ -233,7 +235,7 @@ async fn rows_are_fetched_in_the_order_of_their_positions() {
                 let row = take_record_batch(batch, &row).unwrap();
                 let later = match row.column_by_name("later") {
                     Some(later) => later.clone(),
-                    None => Arc::new(StringArray::new_null(1)),
+                    None => Arc::new(StringArray::from(vec!["before"])),
                 };
                 let columns = vec![row.column(1).clone(), later, row.column(2).clone(), row.column(0).clone()];
                 RecordBatch::try_new(schema.clone(), columns).unwrap()

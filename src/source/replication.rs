@@ -102,7 +102,8 @@ impl ReplicationConnection {
         self.create(slot, true).await
     }
 
-    async fn in_recovery(&mut self) -> Result<bool> {
+    /// Whether the source is a standby.
+    pub async fn in_recovery(&mut self) -> Result<bool> {
         const WHAT: &str = "Asking whether the source is a standby";
         let rows = self.wire.query("SELECT pg_is_in_recovery()").await.map_err(|error| error.into_error(WHAT))?;
         let row = rows.first().ok_or_else(|| Error::new(ErrorKind::Internal, format!("{WHAT} gave no answer")))?;

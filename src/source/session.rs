@@ -38,6 +38,7 @@ impl Session {
         let login = |socket: Box<dyn Socket>| async move {
             let (client, connection) = config.connect_raw(socket, NoTls).await.map_err(login_error)?;
             let major = session_settings::major_version(connection.parameter("server_version").unwrap_or_default());
+            settings.target.check(|name| connection.parameter(name))?;
             // Ends with the client. Its error reaches whoever uses the client as "connection closed".
             tokio::spawn(async move {
                 if let Err(error) = connection.await {

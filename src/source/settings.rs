@@ -14,6 +14,7 @@ pub struct SourceSettings {
     pub(crate) password: Option<Secret>,
     pub(crate) database: String,
     pub(crate) tls: TlsSettings,
+    pub(crate) target: Target,
     /// How long one host may take from the first packet to a session that is ready.
     pub(crate) connect_timeout: Duration,
     pub(crate) application_name: String,
@@ -31,6 +32,40 @@ pub(crate) enum Host {
         folder: PathBuf,
         port: u16,
     },
+}
+
+/// libpq's `target_session_attrs`: which of the hosts will do. `prefer-standby` is none of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Target {
+    #[default]
+    Any,
+    ReadWrite,
+    ReadOnly,
+    Primary,
+    Standby,
+}
+
+impl Target {
+    /// Whether a server will do, by what it reports of itself at the login (from version 14 on): `in_hot_standby` and
+    /// `default_transaction_read_only`. [`ErrorKind::Transient`] where it does not, for its part may change.
+    pub(crate) fn check<'a>(self, reported: impl Fn(&str) -> Option<&'a str>) -> Result<()> {
+        let standby = reported("in_hot_standby") == Some("on");
+        let read_only = standby || reported("default_transaction_read_only") == Some("on");
+        let fits = match self {
+            Target::Any => true,
+            Target::ReadWrite => !read_only,
+            Target::ReadOnly => read_only,
+            Target::Primary => !standby,
+            Target::Standby => standby,
+        };
+        if fits {
+            return Ok(());
+        }
+        let is = if standby { "a standby" } else { "no standby" };
+        let message =
+            format!("the server is {is}, which is not what target_session_attrs in the source's url asks for");
+        Err(Error::new(ErrorKind::Transient, message).remedy("Where a standby is being promoted, wait for that."))
+    }
 }
 
 /// How the connection is encrypted and whom it trusts.
@@ -111,6 +146,11 @@ impl SourceSettings {
         format!("{}/{}", hosts.join(","), self.database)
     }
 
+    /// Whether another host would be tried where one does not answer.
+    pub(crate) fn has_other_hosts(&self) -> bool {
+        self.hosts.len() > 1
+    }
+
     /// The database's name.
     pub fn database(&self) -> &str {
         &self.database
@@ -141,6 +181,7 @@ struct Parameters {
     hosts: Vec<String>,
     ports: Vec<String>,
     tls: TlsSettings,
+    target: Target,
     connect_timeout: Option<Duration>,
     application_name: Option<String>,
 }
@@ -184,9 +225,22 @@ impl Parameters {
             "client_encoding" if value.eq_ignore_ascii_case("utf8") || value == "auto" => {}
             "gssencmode" if value != "require" => {}
             "channel_binding" if value != "require" => {}
-            "target_session_attrs" if value == "any" => {}
+            "target_session_attrs" => {
+                self.target = match value.as_str() {
+                    "any" => Target::Any,
+                    "read-write" => Target::ReadWrite,
+                    "read-only" => Target::ReadOnly,
+                    "primary" => Target::Primary,
+                    "standby" => Target::Standby,
+                    _ => {
+                        return Err(invalid(
+                            "target_session_attrs is none of any, read-write, read-only, primary, standby",
+                        ));
+                    }
+                }
+            }
             "keepalives" if value == "1" => {}
-            "gssencmode" | "channel_binding" | "target_session_attrs" | "keepalives" | "client_encoding" => {
+            "gssencmode" | "channel_binding" | "keepalives" | "client_encoding" => {
                 return Err(invalid(&format!("this value of {name} is not supported")));
             }
             _ => return Err(unknown_parameter(name)),
@@ -234,6 +288,7 @@ impl Parameters {
             password: self.password.map(Secret::new),
             database,
             tls: self.tls,
+            target: self.target,
             connect_timeout: self.connect_timeout.unwrap_or(Duration::from_secs(10)),
             application_name: self.application_name.unwrap_or_else(|| "duckpipe".into()),
         })
@@ -290,7 +345,7 @@ fn invalid(why: &str) -> Error {
 }
 
 fn unknown_parameter(name: &str) -> Error {
-    const KNOWN: [&str; 11] = [
+    const KNOWN: [&str; 12] = [
         "sslmode",
         "sslrootcert",
         "sslcert",
@@ -302,6 +357,7 @@ fn unknown_parameter(name: &str) -> Error {
         "dbname",
         "connect_timeout",
         "application_name",
+        "target_session_attrs",
     ];
     let nearest = KNOWN.iter().min_by_key(|known| strsim::damerau_levenshtein(known, name));
     // An unencoded ? or & in a password lands here, so the name itself may be a secret: say it only where it looks like a name.
@@ -338,6 +394,32 @@ mod tests {
         assert_eq!(settings.tls.root_certificates, RootCertificates::File("/ca.pem".into()));
         assert_eq!(settings.connect_timeout, Duration::from_secs(3));
         assert_eq!(settings.describe(), "db.example:6432/my shop");
+    }
+
+    #[test]
+    fn which_hosts_will_do() {
+        let fits = |wanted: &str, standby: &str, read_only: &str| {
+            let settings = parse(&format!("postgres://app@a,b/?target_session_attrs={wanted}")).unwrap();
+            let reported = |name: &str| match name {
+                "in_hot_standby" => Some(standby),
+                "default_transaction_read_only" => Some(read_only),
+                _ => None,
+            };
+            let checked = settings.target.check(reported);
+            assert!(checked.as_ref().err().is_none_or(|error| error.kind() == ErrorKind::Transient));
+            checked.is_ok()
+        };
+        for (wanted, primary, closed, standby) in [
+            ("any", true, true, true),
+            ("read-write", true, false, false),
+            ("read-only", false, true, true),
+            ("primary", true, true, false),
+            ("standby", false, false, true),
+        ] {
+            let found = (fits(wanted, "off", "off"), fits(wanted, "off", "on"), fits(wanted, "on", "on"));
+            assert_eq!(found, (primary, closed, standby), "{wanted}");
+        }
+        assert!(parse("postgres://app@a,b/?target_session_attrs=prefer-standby").is_err());
     }
 
     #[test]

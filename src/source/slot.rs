@@ -36,6 +36,8 @@ pub struct Slot {
     pub safe_wal_bytes: Option<i64>,
     /// Created with two-phase decoding.
     pub two_phase: bool,
+    /// The copy of a primary's slot on its standby, which nobody can read until that is promoted (version 17).
+    pub synchronised: bool,
 }
 
 /// The slot of the copies beside the stream of a pipeline's slot.
@@ -51,9 +53,10 @@ pub async fn find(session: &Session, name: &str) -> Result<Option<Slot>> {
         16 => "CASE WHEN conflicting THEN 'conflict with recovery' WHEN wal_status = 'lost' THEN 'wal_removed' END",
         _ => "CASE WHEN wal_status = 'lost' THEN 'wal_removed' END",
     };
+    let synchronised = if session.major_version() >= 17 { "synced AND pg_is_in_recovery()" } else { "false" };
     let query = format!(
         "SELECT plugin::text, database::text, active_pid, confirmed_flush_lsn, restart_lsn, wal_status, {invalidation}, \
-         safe_wal_size, two_phase FROM pg_replication_slots WHERE slot_name = $1"
+         safe_wal_size, two_phase, {synchronised} FROM pg_replication_slots WHERE slot_name = $1"
     );
     let row = session.client().query_opt(&query, &[&name]).await;
     let row = row.map_err(|error| from_client(error, "Reading the replication slot").context(name.to_owned()))?;
@@ -69,6 +72,7 @@ pub async fn find(session: &Session, name: &str) -> Result<Option<Slot>> {
         invalidation: row.get(6),
         safe_wal_bytes: row.get(7),
         two_phase: row.get(8),
+        synchronised: row.get(9),
     }))
 }
 

@@ -3,6 +3,8 @@
 //! tokio-postgres knows no replication connections and hands a COPY out row by row, each in its own allocation. Here a
 //! COPY arrives as the socket delivers it. Source: Postgres documentation, chapter "Frontend/Backend Protocol".
 
+use std::collections::HashMap;
+
 use bytes::{Buf, Bytes, BytesMut};
 use postgres_protocol::authentication::{md5_hash, sasl};
 use postgres_protocol::message::frontend;
@@ -24,7 +26,8 @@ const LOGIN_MESSAGE_BYTES: usize = 64 * 1024;
 pub(crate) struct Wire {
     pub(crate) socket: Box<dyn Socket>,
     pub(crate) input: BytesMut,
-    server_version: String,
+    /// What the server has reported of itself at the login.
+    reported: HashMap<String, String>,
     /// Bytes of the current CopyData message that are still to come.
     copy_left: usize,
 }
@@ -68,19 +71,24 @@ impl Wire {
     /// Connects and logs in; with `replication`, as a walsender that also takes SQL.
     pub(crate) async fn connect(settings: &SourceSettings, replication: bool) -> Result<Wire> {
         let login = |socket| async move {
-            let mut wire = Wire { socket, input: BytesMut::new(), server_version: String::new(), copy_left: 0 };
+            let mut wire = Wire { socket, input: BytesMut::new(), reported: HashMap::new(), copy_left: 0 };
             wire.login(settings, replication).await?;
+            settings.target.check(|name| wire.reported(name))?;
             Ok(wire)
         };
         let mut wire = socket::connect(settings, login).await?;
-        let pin = session_settings::pin(session_settings::major_version(&wire.server_version));
+        let pin = session_settings::pin(wire.major_version());
         wire.query(&pin).await.map_err(|error| error.into_error("Setting the session's parameters"))?;
         Ok(wire)
     }
 
     /// The server's major version: 15.
     pub(crate) fn major_version(&self) -> u32 {
-        session_settings::major_version(&self.server_version)
+        session_settings::major_version(self.reported("server_version").unwrap_or_default())
+    }
+
+    fn reported(&self, name: &str) -> Option<&str> {
+        self.reported.get(name).map(String::as_str)
     }
 
     /// Runs statements and returns the rows of them all.
@@ -142,9 +150,10 @@ impl Wire {
             match tag {
                 b'R' => self.authenticate(settings, &body, &mut scram).await?,
                 b'S' => {
-                    let mut texts = body.split(|byte| *byte == 0);
-                    if texts.next() == Some(b"server_version") {
-                        self.server_version = String::from_utf8_lossy(texts.next().unwrap_or_default()).into_owned();
+                    let mut texts =
+                        body.split(|byte| *byte == 0).map(|text| String::from_utf8_lossy(text).into_owned());
+                    if let (Some(name), Some(value)) = (texts.next(), texts.next()) {
+                        self.reported.insert(name, value);
                     }
                 }
                 b'E' => {

@@ -211,6 +211,11 @@ async fn choose(session: &Session, table: &SelectedTable, publication: Option<&s
         return Err(Error::new(ErrorKind::Table, format!("{name} is not in the source"))
             .remedy("name in [[tables]] what the source has"));
     };
+    if source.replica_identity == ReplicaIdentity::Nothing {
+        return Err(Error::new(ErrorKind::Table, format!("the replica identity of {name} is NOTHING")).remedy(
+            format!("ALTER TABLE {name} REPLICA IDENTITY DEFAULT; without a primary key, REPLICA IDENTITY FULL"),
+        ));
+    }
     if source.key.is_empty() && source.replica_identity != ReplicaIdentity::Full {
         return Err(Error::new(ErrorKind::Table, format!("{name} has no primary key and no replica identity index"))
             .remedy(format!(
@@ -429,12 +434,12 @@ pub fn check_kinds(publication: &Publication) -> Result<()> {
 /// Whether the source and its slot can continue the lake from `lsn`.
 ///
 /// # Errors
-/// Kind `ResyncNeeded`, saying why they can't.
+/// Kind `ResyncNeeded`, saying why they can't; `Transient` on a standby that does not stand in for its primary yet.
 pub async fn check_continuity(
     session: &Session,
     replication: &mut ReplicationConnection,
     identity: &Identity,
-    database: &str,
+    settings: &SourceSettings,
     row: &PipelineRow,
 ) -> Result<()> {
     let resync = |what: String| {
@@ -446,6 +451,15 @@ pub async fn check_continuity(
         return resync(format!(
             "the source is another cluster (system identifier {}) than the one the lake was copied from ({})",
             identity.system_id, row.system_id
+        ));
+    }
+    let found = slot::find(session, &row.slot).await?;
+    // A standby that the primary's slot is not on says nothing about it: the primary may come back, or another one be promoted.
+    let waits = found.as_ref().map_or(settings.has_other_hosts(), |slot| slot.synchronised);
+    if waits && replication.in_recovery().await? {
+        let what = format!("the source is a standby, where the slot {} can't be read", row.slot);
+        return Err(Error::new(ErrorKind::Transient, what).remedy(
+            "wait for its promotion, or for the primary's return; target_session_attrs=primary passes it over",
         ));
     }
     if identity.timeline < row.timeline {
@@ -479,14 +493,14 @@ pub async fn check_continuity(
             identity.position, lsn
         ));
     }
-    let Some(found) = slot::find(session, &row.slot).await? else {
+    let Some(found) = found else {
         return resync(format!("the replication slot {} is gone; changes since {} may be lost", row.slot, lsn));
     };
     if found.wal_status.as_deref() == Some("lost") || found.invalidation.is_some() {
         let reason = found.invalidation.as_deref().unwrap_or("its WAL was removed (max_slot_wal_keep_size)");
         return resync(format!("the replication slot {} was invalidated: {reason}", row.slot));
     }
-    if found.plugin.as_deref() != Some("pgoutput") || found.database.as_deref() != Some(database) {
+    if found.plugin.as_deref() != Some("pgoutput") || found.database.as_deref() != Some(settings.database()) {
         return resync(format!("the replication slot {} is not a pgoutput slot of this database", row.slot));
     }
     match found.confirmed_flush {

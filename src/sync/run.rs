@@ -169,8 +169,8 @@ async fn begin(
             if let Some(published) = &published {
                 prepare::check_kinds(published)?;
             }
-            let database = runner.settings.database();
-            prepare::check_continuity(&runner.session, &mut replication, &runner.identity, database, &row).await?;
+            let settings = &runner.settings;
+            prepare::check_continuity(&runner.session, &mut replication, &runner.identity, settings, &row).await?;
             drop(replication);
             Some(runner.resume(row, chosen, until).await?)
         }

@@ -68,6 +68,11 @@ impl Duckpipe {
         fs::write(self.config(), toml).expect("duckpipe.toml");
     }
 
+    /// The whole configuration.
+    pub fn configuration(&self) -> String {
+        fs::read_to_string(self.config()).expect("duckpipe.toml")
+    }
+
     /// The configuration file.
     pub fn config(&self) -> PathBuf {
         self.folder.path().join("duckpipe.toml")

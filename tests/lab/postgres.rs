@@ -207,19 +207,25 @@ impl Postgres {
         self.launch();
     }
 
-    /// A standby that follows this cluster, which stops for a moment while its folder is copied as a backup does.
-    pub fn standby(&mut self) -> Postgres {
+    /// A standby that follows this cluster by the slot `standby`, with further settings of its own. The cluster stops for a moment
+    /// while its folder is copied as a backup does, without its slots.
+    pub fn standby(&mut self, settings: &[(&str, &str)]) -> Postgres {
+        self.connect("postgres").execute("SELECT pg_create_physical_replication_slot('standby')");
         self.stop("INT");
         let folder = Folder::new("standby");
         self.user.own(folder.path());
         let copied = Command::new("cp").args(["-a", "--reflink=auto"]).arg(self.data()).arg(folder.path()).status();
         assert!(copied.expect("cp").success());
+        std::fs::remove_dir_all(folder.path().join("data/pg_replslot/standby")).expect("the copied slot");
         let signal = folder.path().join("data/standby.signal");
         std::fs::write(&signal, "").expect("standby.signal");
         self.user.own(&signal);
         self.launch();
-        let primary = format!("host=127.0.0.1 port={} user=postgres password={PASSWORD}", self.port);
-        let options = self.options.clone().set("primary_conninfo", &primary).set("hot_standby_feedback", "on");
+        let primary = format!("host=127.0.0.1 port={} user=postgres password={PASSWORD} dbname=postgres", self.port);
+        let mut options = self.options.clone().set("primary_conninfo", &primary).set("hot_standby_feedback", "on");
+        options = settings
+            .iter()
+            .fold(options.set("primary_slot_name", "standby"), |options, (name, value)| options.set(name, value));
         let mut standby = Postgres { server: None, options, port: 0, user: self.user, folder };
         standby.launch();
         standby

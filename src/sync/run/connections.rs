@@ -194,8 +194,7 @@ impl Runner<'_> {
             .map_err(|error| Error::new(ErrorKind::Transient, error.to_string()))?;
         let mut replication = ReplicationConnection::connect(&self.settings).await?;
         let identity = replication.identify_system().await?;
-        let database = self.settings.database();
-        prepare::check_continuity(session, &mut replication, &identity, database, &row).await?;
+        prepare::check_continuity(session, &mut replication, &identity, &self.settings, &row).await?;
         Ok((new, row.lsn))
     }
 
