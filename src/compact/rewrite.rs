@@ -69,7 +69,7 @@ impl Resources {
 
     fn sort_pool(&self) -> usize {
         // What a merge reserves has a least size: of little memory it needs more.
-        let share = (self.memory / 10 * 3).max((self.memory / 5 * 2).min(4 << 20));
+        let share = (self.memory / 4).max((self.memory / 5 * 2).min(4 << 20));
         usize::try_from(share).unwrap_or(usize::MAX)
     }
 

@@ -80,15 +80,20 @@ impl Session {
 
     /// The position up to which the server's WAL is durable: what can be sent at most. Writes nothing.
     pub async fn flushed_position(&self) -> Result<Lsn> {
-        let query =
-            "SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END";
+        Ok(self.position().await?.0)
+    }
+
+    /// The same, and whether the server is a standby.
+    pub async fn position(&self) -> Result<(Lsn, bool)> {
+        let query = "SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END, \
+                     pg_is_in_recovery()";
         let row = self
             .client
             .query_one(query, &[])
             .await
             .map_err(|e| failure::from_client(e, "Reading the source's WAL position"))?;
         let position: PgLsn = row.get(0);
-        Ok(Lsn(position.into()))
+        Ok((Lsn(position.into()), row.get(1)))
     }
 
     /// A server setting's value.

@@ -12,6 +12,7 @@ use hashbrown::HashMap;
 
 use super::flush::SyncTable;
 use super::history;
+use super::prepare;
 use crate::batch::layout::{ColumnType, LayoutColumn, TableLayout};
 use crate::batch::mapping;
 use crate::batch::pgoutput::{Relation, RelationColumn};
@@ -102,6 +103,7 @@ impl Definitions<'_> {
         source: SourceTable,
         relation: Option<&Relation>,
     ) -> Result<Changed> {
+        prepare::check_identity(&source)?;
         let layout = match layout_of(self.config, &table.selected, &source) {
             Some(layout) => layout.map_err(|error| unclear(known, &error.to_string()))?,
             None => return Err(unclear(known, "[[tables]] names it no longer")),

@@ -205,17 +205,26 @@ pub async fn choose_known(
     Ok(chosen)
 }
 
+/// The rows of a table must have an identity.
+///
+/// # Errors
+/// Kind `Table`, where it is NOTHING.
+pub fn check_identity(source: &SourceTable) -> Result<()> {
+    if source.replica_identity != ReplicaIdentity::Nothing {
+        return Ok(());
+    }
+    let name = &source.name;
+    Err(Error::new(ErrorKind::Table, format!("the replica identity of {name} is NOTHING"))
+        .remedy(format!("ALTER TABLE {name} REPLICA IDENTITY DEFAULT; without a primary key, REPLICA IDENTITY FULL")))
+}
+
 async fn choose(session: &Session, table: &SelectedTable, publication: Option<&str>) -> Result<ChosenTable> {
     let name = &table.source;
     let Some(source) = catalog::describe_table(session, name, publication).await? else {
         return Err(Error::new(ErrorKind::Table, format!("{name} is not in the source"))
             .remedy("name in [[tables]] what the source has"));
     };
-    if source.replica_identity == ReplicaIdentity::Nothing {
-        return Err(Error::new(ErrorKind::Table, format!("the replica identity of {name} is NOTHING")).remedy(
-            format!("ALTER TABLE {name} REPLICA IDENTITY DEFAULT; without a primary key, REPLICA IDENTITY FULL"),
-        ));
-    }
+    check_identity(&source)?;
     if source.key.is_empty() && source.replica_identity != ReplicaIdentity::Full {
         return Err(Error::new(ErrorKind::Table, format!("{name} has no primary key and no replica identity index"))
             .remedy(format!(
@@ -470,21 +479,21 @@ pub async fn check_continuity(
     }
     if identity.timeline > row.timeline {
         let history = replication.timeline_history(identity.timeline).await?;
-        let left = history.iter().find(|switch| switch.timeline == row.timeline);
-        match left {
-            None => {
-                return resync(format!(
-                    "the source's timeline {} does not descend from the lake's timeline {}",
-                    identity.timeline, row.timeline
-                ));
-            }
-            Some(switch) if switch.at < lsn => {
-                return resync(format!(
-                    "the source left timeline {} at {}, before the lake's position {}: the lake holds changes that the source lost",
-                    row.timeline, switch.at, lsn
-                ));
-            }
-            Some(_) => {}
+        let mut since = history.iter().skip_while(|switch| switch.timeline != row.timeline).peekable();
+        if since.peek().is_none() {
+            return resync(format!(
+                "the source's timeline {} does not descend from the lake's timeline {}",
+                identity.timeline, row.timeline
+            ));
+        }
+        // A slot does not take a position of another timeline's with it past the switch. What was confirmed behind one was read
+        // behind it: a standby that is promoted goes on sending, and nobody may have noticed before the lake had more.
+        let confirmed = found.as_ref().and_then(|slot| slot.confirmed_flush).unwrap_or_default();
+        if let Some(switch) = since.find(|switch| switch.at < lsn && confirmed <= switch.at) {
+            return resync(format!(
+                "the source left timeline {} at {}, before the lake's position {}: the lake holds changes that the source lost",
+                switch.timeline, switch.at, lsn
+            ));
         }
     }
     if identity.position < lsn {

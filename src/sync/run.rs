@@ -61,6 +61,8 @@ pub struct Outcome {
     pub errored_tables: usize,
 }
 
+/// Before a copy begins again whose tables were altered meanwhile.
+const COPY_PAUSE: Duration = Duration::from_secs(1);
 /// How long a predecessor's connections to the source may take to vanish.
 const PREDECESSOR_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -180,7 +182,8 @@ async fn begin(
                 match runner.create(row, &chosen, replication, until).await {
                     // As after a restart: the next try looks at the tables again, and at what this one left.
                     Err(error) if error.kind() == ErrorKind::Conflict => {
-                        tracing::warn!(%error, "the copy begins again")
+                        tracing::warn!(%error, "the copy begins again");
+                        tokio::time::sleep(COPY_PAUSE).await;
                     }
                     ready => break ready?,
                 }
@@ -408,10 +411,7 @@ impl Runner<'_> {
     async fn resume(&self, row: PipelineRow, chosen: Chosen, until: Option<Lsn>) -> Result<Ready> {
         let lsn = row.lsn.unwrap_or_default();
         let fence = self.lake.claim(&self.new_pipeline(row.owns_publication)).await?;
-        if row.timeline != self.identity.timeline {
-            let change = PipelineChange { timeline: Some(self.identity.timeline), ..PipelineChange::default() };
-            self.lake.set_state(&fence, PipelineState::Streaming, &change).await?;
-        }
+        self.on_timeline(&fence, &row, self.identity.timeline).await?;
         let pipeline = self.pipeline(fence);
         self.remove_orphans(&pipeline).await?;
         self.let_go(&pipeline, None).await?;

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use super::gate::Gate;
 use super::{Outcome, Runner, Table, take_turn};
 use crate::error::{Error, ErrorKind, Result};
-use crate::lake::{Fence, TableState};
+use crate::lake::{Fence, PipelineChange, PipelineRow, PipelineState, TableState};
 use crate::lsn::Lsn;
 use crate::source::replication::{RESYNC, ReplicationConnection, StreamOptions as WalOptions};
 use crate::source::session::Session;
@@ -195,16 +195,34 @@ impl Runner<'_> {
         let mut replication = ReplicationConnection::connect(&self.settings).await?;
         let identity = replication.identify_system().await?;
         prepare::check_continuity(session, &mut replication, &identity, &self.settings, &row).await?;
+        self.on_timeline(fence, &row, identity.timeline).await?;
         Ok((new, row.lsn))
     }
 
-    /// Shows the source's position until its session breaks: with it goes the lock that keeps a second `sync` away.
+    /// From here on the lake's position is one of this timeline.
+    pub(super) async fn on_timeline(&self, fence: &Fence, row: &PipelineRow, timeline: u32) -> Result<()> {
+        if row.timeline == timeline {
+            return Ok(());
+        }
+        let change = PipelineChange { timeline: Some(timeline), ..PipelineChange::default() };
+        self.lake.set_state(fence, PipelineState::Streaming, &change).await
+    }
+
+    /// Shows the source's position until its session breaks: with it goes the lock that keeps a second `sync` away. A standby that is
+    /// promoted goes on sending, on a timeline that is looked at where a stream begins.
     async fn watch_source(&self, session: &Session) -> Error {
         let mut tick = tokio::time::interval(Duration::from_secs(1));
+        let mut was_standby = false;
         loop {
             tick.tick().await;
-            match session.flushed_position().await {
-                Ok(position) => self.progress.source(position),
+            match session.position().await {
+                Ok((_, false)) if was_standby => {
+                    return Error::new(ErrorKind::Transient, "the source is no standby any more");
+                }
+                Ok((position, standby)) => {
+                    was_standby = standby;
+                    self.progress.source(position);
+                }
                 Err(error) => return error,
             }
         }
