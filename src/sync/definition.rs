@@ -75,6 +75,7 @@ impl Definitions<'_> {
         }
         let as_known = || RelationMap::new(&table.layout, known, relation);
         let Some(now) = self.now(known).await? else { return Ok(Described::Same(as_known()?, known.clone().into())) };
+        prepare::check_identity(&now)?;
         let source = history::at_message(known, &now, relation).map_err(|why| unclear(known, why))?;
         if is_same(&source, known) {
             // Where it changed since, that will be described in its turn.
