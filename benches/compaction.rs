@@ -42,6 +42,9 @@ fn main() {
         println!("{}", if deleted { "10 % of the rows deleted" } else { "nothing deleted" });
         let native = if deleted { "ducklake_rewrite_data_files" } else { "ducklake_merge_adjacent_files" };
         for which in [native, "duckpipe compact, unsorted", "duckpipe compact, sorted by the key"] {
+            if !std::env::var("DUCKPIPE_BENCH_ONLY").map_or(true, |only| format!("{deleted} {which}").contains(&only)) {
+                continue;
+            }
             let place = Place::new(&postgres, &format!("bench_{deleted}_{}", which.len()), which);
             place.fill(files, rows, deleted);
             let (took, peak) = if which == native { place.native(native) } else { place.ours() };
