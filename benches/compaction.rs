@@ -38,14 +38,19 @@ fn main() {
     let files = size("DUCKPIPE_BENCH_FILES", 200);
     let rows = size("DUCKPIPE_BENCH_FILE_ROWS", 50_000);
     println!("{files} files of {rows} rows, {MEMORY}, 2 threads");
-    for deleted in [false, true] {
-        println!("{}", if deleted { "10 % of the rows deleted" } else { "nothing deleted" });
-        let native = if deleted { "ducklake_rewrite_data_files" } else { "ducklake_merge_adjacent_files" };
+    for deleted in [Deleted::Nothing, Deleted::Some, Deleted::SomeStillShown] {
+        println!("{}", deleted.text());
+        let native = match deleted {
+            Deleted::Nothing => "ducklake_merge_adjacent_files",
+            _ => "ducklake_rewrite_data_files",
+        };
         for which in [native, "duckpipe compact, unsorted", "duckpipe compact, sorted by the key"] {
-            if !std::env::var("DUCKPIPE_BENCH_ONLY").map_or(true, |only| format!("{deleted} {which}").contains(&only)) {
+            if !std::env::var("DUCKPIPE_BENCH_ONLY")
+                .map_or(true, |only| format!("{}: {which}", deleted.text()).contains(&only))
+            {
                 continue;
             }
-            let place = Place::new(&postgres, &format!("bench_{deleted}_{}", which.len()), which);
+            let place = Place::new(&postgres, &format!("bench_{}_{}", deleted as u8, which.len()), which);
             place.fill(files, rows, deleted);
             let (took, peak) = if which == native { place.native(native) } else { place.ours() };
             let rate = (files * rows) as f64 / took.as_secs_f64();
@@ -55,6 +60,25 @@ fn main() {
                 peak / 1_000_000,
                 scan.as_secs_f64() / fresh.as_secs_f64()
             );
+        }
+    }
+}
+
+/// What was deleted before.
+#[derive(Clone, Copy, PartialEq)]
+enum Deleted {
+    Nothing,
+    Some,
+    /// By the last snapshot, whose changes are still to be read: ours keeps the rows in the merged file.
+    SomeStillShown,
+}
+
+impl Deleted {
+    fn text(self) -> &'static str {
+        match self {
+            Deleted::Nothing => "nothing deleted",
+            Deleted::Some => "10 % of the rows deleted",
+            Deleted::SomeStillShown => "10 % deleted by the last snapshot",
         }
     }
 }
@@ -81,7 +105,7 @@ impl<'a> Place<'a> {
         Place { lake, duckpipe, _source: source }
     }
 
-    fn fill(&self, files: u64, rows: u64, deleted: bool) {
+    fn fill(&self, files: u64, rows: u64, deleted: Deleted) {
         let native = self.lake.open_native_writable();
         for file in 0..files {
             // Neither in the key's order nor clustered by it.
@@ -90,8 +114,11 @@ impl<'a> Place<'a> {
                  md5((i * {files} + {file})::VARCHAR), TIMESTAMP '2026-01-01' + INTERVAL (i) SECOND FROM range({rows}) r(i)"
             ));
         }
-        if deleted {
+        if deleted != Deleted::Nothing {
             native.execute("DELETE FROM lake.public.t WHERE a % 10 = 3");
+        }
+        if deleted == Deleted::Some {
+            native.execute("CREATE TABLE lake.public.later (i INTEGER)");
         }
     }
 
