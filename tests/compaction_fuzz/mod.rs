@@ -496,9 +496,9 @@ fn run(name: &str, combination: Combination, first: u64) {
     let (seeds, steps) = (asked("DUCKPIPE_FUZZ_SEEDS", SEEDS), asked("DUCKPIPE_FUZZ_STEPS", STEPS));
     let first = asked("DUCKPIPE_TEST_SEED", first);
     let left = Mutex::new(first..first + seeds);
-    // Two at once, where there are several.
+    // Several at once, where there are several: each waits for one process most of the time.
     std::thread::scope(|scope| {
-        for _ in 0..seeds.min(2) {
+        for _ in 0..seeds.min(4) {
             scope.spawn(|| {
                 loop {
                     let Some(seed) = left.lock().unwrap().next() else { return };
