@@ -66,7 +66,7 @@ fn the_whole() -> Plan {
         warm_up: Duration::ZERO,
         duration: Duration::from_secs_f64(number("MINUTES", 60.0) * 60.0),
         interval: Duration::from_secs_f64(number("INTERVAL", 30.0)),
-        scans: 4,
+        scans: 10,
         settings: "[compact]\nretain = \"5m\"\ndelete_grace = \"1m\"\n",
         left_out: &[],
         stored: true,

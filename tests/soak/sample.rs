@@ -11,7 +11,7 @@ use crate::lab::{CatalogKind, Client, Lake, Minio, NativeLake, Running};
 use crate::scenario::Scenario;
 
 /// Between two scans of a sample: what disturbs one, a flush or a merge, may be over before the next.
-const PAUSE: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_secs(2);
 /// Samples in the printed table; all are in the CSV file.
 const PRINTED: usize = 30;
 
