@@ -196,6 +196,12 @@ impl ReplicationConnection {
             Ok(rows) => rows,
             Err(_) => return error.into_error(WHAT),
         };
+        // Of several hosts another one may have answered than the one that was looked at: who connects again looks again.
+        match self.in_recovery().await {
+            Ok(false) => {}
+            Ok(true) => return error.into_error(WHAT).of_kind(ErrorKind::Transient),
+            Err(_) => return error.into_error(WHAT),
+        }
         let Some(row) = rows.first() else {
             return Error::new(
                 ErrorKind::ResyncNeeded,

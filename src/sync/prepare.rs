@@ -462,10 +462,15 @@ pub async fn check_continuity(
             identity.system_id, row.system_id
         ));
     }
+    let standby = replication.in_recovery().await?;
+    if session.position().await?.1 != standby {
+        let what = "of two connections to the source one is to a standby, and one to its primary";
+        return Err(Error::new(ErrorKind::Transient, what));
+    }
     let found = slot::find(session, &row.slot).await?;
     // A standby that the primary's slot is not on says nothing about it: the primary may come back, or another one be promoted.
     let waits = found.as_ref().map_or(settings.has_other_hosts(), |slot| slot.synchronised);
-    if waits && replication.in_recovery().await? {
+    if waits && standby {
         let what = format!("the source is a standby, where the slot {} can't be read", row.slot);
         return Err(Error::new(ErrorKind::Transient, what).remedy(
             "wait for its promotion, or for the primary's return; target_session_attrs=primary passes it over",

@@ -61,8 +61,6 @@ pub struct Outcome {
     pub errored_tables: usize,
 }
 
-/// Before a copy begins again whose tables were altered meanwhile.
-const COPY_PAUSE: Duration = Duration::from_secs(1);
 /// How long a predecessor's connections to the source may take to vanish.
 const PREDECESSOR_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -182,8 +180,7 @@ async fn begin(
                 match runner.create(row, &chosen, replication, until).await {
                     // As after a restart: the next try looks at the tables again, and at what this one left.
                     Err(error) if error.kind() == ErrorKind::Conflict => {
-                        tracing::warn!(%error, "the copy begins again");
-                        tokio::time::sleep(COPY_PAUSE).await;
+                        tracing::warn!(%error, "the copy begins again")
                     }
                     ready => break ready?,
                 }
