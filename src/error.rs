@@ -9,6 +9,8 @@ pub enum ErrorKind {
     Config,
     /// A precondition in the source, the bucket or the catalog does not hold; nothing was written.
     Precondition,
+    /// Another process has the catalog's file open.
+    Locked,
     /// What was to be read does not exist yet.
     Missing,
     /// The source, the store or the catalog could not be reached or answered with a passing error: try again.

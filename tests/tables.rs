@@ -1,5 +1,6 @@
 //! `duckpipe tables add|remove|pause|resume`, and an edited configuration with SIGHUP: the other tables do not notice.
 
+use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use crate::lab::{CatalogKind, Combination, Duckpipe, NativeLake, StoreKind, assert_equal};
@@ -224,6 +225,32 @@ fn every_command_while_nobody_runs() {
     assert!(scenario.lake.open_native().number("SELECT count(*) FROM lake.public.t") > 0, "the lake's table stays");
     let only = scenario.duckpipe.run(&["tables", "remove", "public.stays"]).expect(2).output();
     assert!(only.contains("the only table"), "{only}");
+}
+
+/// A `sync` that has the catalog's file open, and answers nobody yet: it is asked when it does.
+#[test]
+fn a_command_while_sync_opens_the_lake() {
+    let scenario = scenario("commands_early", Combination::EMBEDDED);
+    let file = std::fs::metadata(scenario.lake.catalog_file()).unwrap().ino();
+    let opening = || {
+        let mut sync = scenario.duckpipe.sync();
+        // A line of /proc/locks names the locked file as major:minor:inode.
+        let lock = format!(":{file} ");
+        while !std::fs::read_to_string("/proc/locks").unwrap().contains(&lock) {
+            assert!(sync.runs(), "{}", sync.tail());
+        }
+        sync
+    };
+    for (wanted, state) in [("pause", "paused"), ("resume", "streaming"), ("pause", "paused"), ("resume", "streaming")]
+    {
+        let mut sync = opening();
+        scenario.duckpipe.run(&["tables", wanted, "public.t"]).expect(0);
+        scenario.wait_for_state(&mut sync, "public.t", state);
+        sync.terminate().expect(0);
+        let sync = opening();
+        scenario.duckpipe.run(&["compact"]).expect(0);
+        sync.terminate().expect(0);
+    }
 }
 
 /// A file that is edited while `sync` begins: what the stream begins with was chosen before, so the change comes to effect after that.

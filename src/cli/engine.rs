@@ -1,6 +1,6 @@
 //! What each command asks of the other folders: the one place where the surfaces meet the work.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -178,34 +178,65 @@ impl Handler for Control {
     }
 }
 
+/// Has the sync that holds a catalog's file do something, or does it here where none answers. A sync that is only starting has the file
+/// a moment before it answers: it is asked again.
+pub(super) async fn there_or_here<T>(
+    ask: impl AsyncFn() -> Result<Option<T>>,
+    here: impl AsyncFnOnce() -> Result<T>,
+) -> Result<T> {
+    if let Some(answer) = ask().await? {
+        return Ok(answer);
+    }
+    match here().await {
+        Err(error) if error.kind() == ErrorKind::Locked => ask().await?.ok_or(error),
+        done => done,
+    }
+}
+
+/// Where a catalog's file is not there, opening it to write would make it.
+pub(super) fn must_exist(catalog: &Path) -> Result<()> {
+    match catalog.exists() {
+        true => Ok(()),
+        false => Err(Error::new(ErrorKind::Missing, format!("there is no lake yet: {}", catalog.display()))
+            .remedy("run `duckpipe sync` first")),
+    }
+}
+
 /// `compact`: by the running sync where it holds the catalog, else here.
 pub(super) async fn compact(
     config: Config,
     arguments: &CompactArguments,
-    mut shutdown: watch::Receiver<bool>,
+    shutdown: watch::Receiver<bool>,
 ) -> Result<compact::Report> {
     let request = compact::Request { table: arguments.table.clone(), dry_run: arguments.dry_run };
-    let settings = config.lake_settings(CATALOG_MEMORY, false);
+    let here = compact_here(&config, &request, shutdown);
     match &config.lake.catalog {
         CatalogLocation::File(catalog) => {
-            if let Some(report) = admin::compact(catalog, &request).await? {
-                return Ok(report);
-            }
-            if !catalog.exists() {
-                return Err(Error::new(ErrorKind::Missing, format!("there is no lake yet: {}", catalog.display()))
-                    .remedy("run `duckpipe sync` first"));
-            }
+            let here = async || {
+                must_exist(catalog)?;
+                here.await
+            };
+            there_or_here(async || admin::compact(catalog, &request).await, here).await
         }
-        // Read-only first: opening it to write would make what is not there.
         CatalogLocation::Postgres { .. } => {
-            Lake::open(&LakeSettings { read_only: true, ..settings.clone() }).await?.shutdown().await;
+            // Read-only first: opening it to write would make what is not there.
+            let settings = LakeSettings { read_only: true, ..config.lake_settings(CATALOG_MEMORY, false) };
+            Lake::open(&settings).await?.shutdown().await;
+            here.await
         }
     }
+}
+
+async fn compact_here(
+    config: &Config,
+    request: &compact::Request,
+    mut shutdown: watch::Receiver<bool>,
+) -> Result<compact::Report> {
     let store = Store::open(&config.lake.data_path, config.s3_settings().as_ref()).await?;
-    let lake = Lake::open_with_store(&settings, &store).await?;
-    let compactor = Compactor::new(Arc::new(config), lake.clone(), store);
+    let lake = Lake::open_with_store(&config.lake_settings(CATALOG_MEMORY, false), &store).await?;
+    let compactor = Compactor::new(Arc::new(config.clone()), lake.clone(), store);
     let report = tokio::select! {
-        report = compactor.pass(&request) => report,
+        report = compactor.pass(request) => report,
         _ = shutdown.wait_for(|stop| *stop) => {
             Err(Error::new(ErrorKind::Transient, "stopped; what was committed stays, the rest is undone by the next run"))
         }

@@ -68,6 +68,7 @@ fn kind(kind: ErrorKind) -> &'static str {
     match kind {
         ErrorKind::Config => "config",
         ErrorKind::Precondition => "precondition",
+        ErrorKind::Locked => "locked",
         ErrorKind::Missing => "missing",
         ErrorKind::Transient => "transient",
         ErrorKind::Undecodable => "undecodable",

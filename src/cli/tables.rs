@@ -5,7 +5,7 @@ use std::time::Duration;
 use duckpipe_storage::Store;
 
 use super::arguments::{AddTable, RemoveTable};
-use super::engine::CATALOG_MEMORY;
+use super::engine::{CATALOG_MEMORY, must_exist, there_or_here};
 use super::sync_point;
 use crate::admin;
 use crate::config::{CatalogLocation, CliOverrides, Config, TablePattern, edit, select};
@@ -33,16 +33,17 @@ pub(super) enum Which {
 /// Says what is wanted of tables: through the running sync where it holds the catalog, else in the catalog itself. Returns the tables, as
 /// the source names them.
 pub(super) async fn want(config: &Config, names: &[String], which: Which, wanted: Wanted) -> Result<Vec<String>> {
-    if let CatalogLocation::File(catalog) = &config.lake.catalog {
-        let paused = which == Which::Paused;
-        if let Some(asked) = admin::want(catalog, names, paused, wanted).await? {
-            return Ok(asked);
-        }
-        if !catalog.exists() {
-            return Err(Error::new(ErrorKind::Missing, format!("there is no lake yet: {}", catalog.display()))
-                .remedy("run `duckpipe sync` first"));
-        }
-    }
+    let CatalogLocation::File(catalog) = &config.lake.catalog else {
+        return want_here(config, names, which, wanted).await;
+    };
+    let here = async || {
+        must_exist(catalog)?;
+        want_here(config, names, which, wanted).await
+    };
+    there_or_here(async || admin::want(catalog, names, which == Which::Paused, wanted).await, here).await
+}
+
+async fn want_here(config: &Config, names: &[String], which: Which, wanted: Wanted) -> Result<Vec<String>> {
     let store = Store::open(&config.lake.data_path, config.s3_settings().as_ref()).await?;
     let lake = Lake::open_with_store(&config.lake_settings(CATALOG_MEMORY, false), &store).await?;
     let asked = want_in(&lake, &config.name, names, which, wanted).await;

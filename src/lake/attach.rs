@@ -272,7 +272,7 @@ fn wait_for_lock(mut attempt: impl FnMut() -> Result<()>, path: &Path) -> Result
                 .split_once("Conflicting lock is held in ")
                 .map(|(_, rest)| rest.split(". See also").next().unwrap_or(rest).trim().to_owned())
                 .unwrap_or_else(|| "another process".into());
-            return Err(Error::new(ErrorKind::Precondition, format!("{} is held by {holder}", path.display())).remedy(
+            return Err(Error::new(ErrorKind::Locked, format!("{} is held by {holder}", path.display())).remedy(
                 "a DuckDB file can be open in one process only: stop the other one, ask it through its control socket, or keep \
                  the catalog in Postgres",
             ));
