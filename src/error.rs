@@ -53,6 +53,7 @@ struct Inner {
     context: Vec<String>,
     remedy: Option<String>,
     resync: bool,
+    table_id: Option<i64>,
     cause: Option<Cause>,
 }
 
@@ -68,6 +69,7 @@ impl Error {
             context: Vec::new(),
             remedy: None,
             resync: false,
+            table_id: None,
             cause: None,
         }))
     }
@@ -96,6 +98,18 @@ impl Error {
     /// See [`Error::mended_by_resync`].
     pub fn is_mended_by_resync(&self) -> bool {
         self.0.resync
+    }
+
+    /// Which of the lake's tables it is of, by DuckLake's `table_id`, where something was done with several at once.
+    #[must_use]
+    pub fn of_table(mut self, table_id: i64) -> Self {
+        self.0.table_id = Some(table_id);
+        self
+    }
+
+    /// See [`Error::of_table`].
+    pub fn table_id(&self) -> Option<i64> {
+        self.0.table_id
     }
 
     /// Where it happened: a table, a file, an LSN. The outermost comes first in print.

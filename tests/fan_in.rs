@@ -160,18 +160,42 @@ fn pipelines() {
     assert_eq!(shown(&north.lake.open_native(), "id, v"), rows());
     second.terminate().expect(0);
 
-    // The lake's table goes, and `sync` dies before its row does.
+    // It leaves the view, then the lake's table goes, then its row: `sync` dies in between.
     first.terminate().expect(0);
     north.duckpipe.run(&["tables", "remove", "tenant_b.orders", "--drop"]).expect(0);
-    north.duckpipe.die_at("lake_table_dropped", 1);
-    let died = north.duckpipe.sync().wait(MINUTE);
-    assert_eq!(died.code, None, "{}", died.output());
     let rows = || wanted(&[("fan_north", "tenant_a", &clients.0), ("fan_south", "tenant_a", &clients.1)], "id, v");
-    assert_eq!(shown(&north.lake.open_native(), "id, v"), rows());
+    for failpoint in ["left_view", "lake_table_dropped"] {
+        north.duckpipe.die_at(failpoint, 1);
+        let died = north.duckpipe.sync().wait(MINUTE);
+        assert_eq!(died.code, None, "{failpoint}: {}", died.output());
+        assert_eq!(shown(&north.lake.open_native(), "id, v"), rows(), "{failpoint}");
+    }
     north.duckpipe.live();
     north.duckpipe.sync_once().expect(0);
     south.sync_once().expect(0);
     assert_eq!(shown(&north.lake.open_native(), "id, v"), rows());
+}
+
+/// A tenant comes, and `sync` dies once its table is recorded, before the view shows it.
+#[test]
+fn killed_before_the_view_shows_it() {
+    let mut scenario = Scenario::new("fan_killed", Combination::EMBEDDED, TENANTS);
+    let client = scenario.source.connect();
+    create(&client, "tenant_a");
+    scenario.duckpipe.sync_once().expect(0);
+    create(&client, "tenant_b");
+    scenario.duckpipe.die_at("newcomer_made", 1);
+    let died = scenario.duckpipe.sync().wait(MINUTE);
+    assert_eq!(died.code, None, "{}", died.output());
+    scenario.duckpipe.live();
+    let of = |tenants: &[&str]| of_one("fan_killed", &client, tenants, "id, v");
+    assert_eq!(shown(&scenario.lake.open_native(), "id, v"), of(&["tenant_a"]));
+    let mut sync = scenario.duckpipe.sync();
+    scenario.wait_for_state(&mut sync, "tenant_b.orders", "streaming");
+    client.execute("UPDATE tenant_b.orders SET v = 'later' WHERE id < 9");
+    sync.wait_for_lsn(client.lsn(), MINUTE);
+    sync.terminate().expect(0);
+    assert_eq!(shown(&scenario.lake.open_native(), "id, v"), of(&["tenant_a", "tenant_b"]));
 }
 
 /// A table that stops keeps its last rows in the view; the others' rows go on, and it comes back by a fresh copy.

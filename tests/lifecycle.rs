@@ -390,6 +390,42 @@ fn drop_leaves_a_running_sync_and_a_foreign_publication_alone() {
     assert_eq!(left, ["duckpipe_life_drop_foreign"], "the publication is its owner's");
 }
 
+/// Another slot and another publication, and it dies on the way to them: of the former ones nothing holds WAL, and what is somebody
+/// else's stays that.
+#[test]
+fn another_slot() {
+    let mut scenario = synced(Postgres::shared(), "life_other_slot", Combination::EMBEDDED);
+    let source = scenario.source.connect();
+    let slots = || {
+        let query = "SELECT slot_name FROM pg_replication_slots WHERE database = current_database() ORDER BY 1";
+        source.query(query).into_iter().flatten().flatten().collect::<Vec<_>>()
+    };
+    // As a copy beside the stream leaves one, when it is killed.
+    let make = |slot: &str| source.query(&format!("SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')"));
+    make(&format!("{}_copy", scenario.slot()));
+    make("life_somebodys");
+    source.execute("CREATE PUBLICATION life_somebodys FOR TABLE t");
+    scenario.duckpipe.set("DUCKPIPE_SOURCE__SLOT", "life_somebodys");
+    let refused = scenario.duckpipe.run(&["sync", "--once", "--resnapshot"]).expect(1).output();
+    assert!(refused.contains("life_somebodys exists"), "{refused}");
+
+    scenario.duckpipe.set("DUCKPIPE_SOURCE__SLOT", "life_other");
+    scenario.duckpipe.set("DUCKPIPE_SOURCE__PUBLICATION", "life_somebodys");
+    for failpoint in ["former_slot", "creating", "slot"] {
+        scenario.duckpipe.die_at(failpoint, 1);
+        let died = scenario.duckpipe.run(&["sync", "--once", "--resnapshot"]);
+        assert_eq!(died.code, None, "{failpoint}: {}", died.output());
+    }
+    scenario.duckpipe.live();
+    scenario.duckpipe.run(&["sync", "--once", "--resnapshot"]).expect(0);
+    assert_eq!(slots(), ["life_other", "life_somebodys"]);
+    scenario.assert_equal(&["public.t"]);
+    scenario.duckpipe.run(&["drop", "--yes"]).expect(0);
+    assert_eq!(slots(), ["life_somebodys"]);
+    assert_eq!(source.number("SELECT count(*) FROM pg_publication WHERE pubname = 'life_somebodys'"), 1);
+    source.query("SELECT pg_drop_replication_slot('life_somebodys')");
+}
+
 /// Where the owner made the publication, a role with REPLICATION and SELECT is enough: no ownership, no CREATE.
 #[test]
 fn replication_and_select_suffice() {

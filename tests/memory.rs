@@ -103,3 +103,28 @@ fn with_large_values_that_stay() {
     running.terminate().expect(0);
     assert_eq!(assert_equal(&client, &lake.open_native(), "public.wide"), rows);
 }
+
+/// Without a key a row is found by all that it holds.
+#[test]
+fn without_a_key() {
+    let rows = rows();
+    let limit = 256u64 << 20;
+    let database = Postgres::shared().database("memory_keyless");
+    let client = database.connect();
+    client.execute(&format!(
+        "CREATE TABLE bag(n bigint, c text NOT NULL); ALTER TABLE bag REPLICA IDENTITY FULL;
+         INSERT INTO bag SELECT i, repeat(md5(i::text), 10) FROM generate_series(1, {rows}) i; ANALYZE bag;"
+    ));
+    let lake = Lake::new(Combination::EMBEDDED, "memory_keyless");
+    let sync = format!("[sync]\nmemory_limit = \"{limit}B\"\n\n{}", Duckpipe::tables(&["public.bag"]));
+    let duckpipe = Duckpipe::new("memory_keyless", &database.url(), &lake, &sync);
+    let mut running = duckpipe.sync();
+    running.wait_for_lsn(client.lsn(), Duration::from_secs(120));
+    client.execute("DELETE FROM bag WHERE n % 10 > 0");
+    running.wait_for_lsn(client.lsn(), Duration::from_secs(120 + rows / 1_000));
+    let peak = running.peak_memory();
+    println!("memory_limit {} MiB, {rows} rows without a key: peak {} MiB", limit >> 20, peak >> 20);
+    assert!(peak <= limit + OVERHEAD, "peak of {} MiB\n{}", peak >> 20, running.tail());
+    running.terminate().expect(0);
+    assert_eq!(assert_equal(&client, &lake.open_native(), "public.bag"), rows / 10);
+}

@@ -84,6 +84,20 @@ fn cases() -> Vec<Case> {
             "ALTER TABLE replaced_twice DROP a, ADD a int; UPDATE replaced_twice SET a = 7 WHERE id < 10; \
              ALTER TABLE replaced_twice DROP a, ADD a int; DELETE FROM replaced_twice WHERE id = 20",
         ),
+        // Its values were there, and were not sent.
+        case(
+            "expression_dropped",
+            "CREATE TABLE expression_dropped (id int PRIMARY KEY, n int, d int GENERATED ALWAYS AS (n * 2) STORED); \
+             INSERT INTO expression_dropped (id, n) SELECT i, i FROM generate_series(1, 50) i",
+            "ALTER TABLE expression_dropped ALTER d DROP EXPRESSION; UPDATE expression_dropped SET n = -1 WHERE id < 10",
+        ),
+        // Each message by itself looks as if the last column that came were the one that is there when it is read.
+        case(
+            "named_again",
+            "CREATE TABLE named_again (id int PRIMARY KEY, a int); INSERT INTO named_again SELECT i, i FROM generate_series(1, 50) i",
+            "ALTER TABLE named_again RENAME a TO b; INSERT INTO named_again VALUES (51, 1); ALTER TABLE named_again ADD c int; \
+             INSERT INTO named_again VALUES (52, 2, 33); ALTER TABLE named_again DROP c; ALTER TABLE named_again ADD c int",
+        ),
         // What it was when the rows of the first time were written is in no catalog any more.
         case(
             "widened_at_once",

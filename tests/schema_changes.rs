@@ -3,8 +3,9 @@
 
 use std::time::Duration;
 
-use crate::lab::{CatalogKind, Combination, Running, StoreKind, assert_equal, wait_for};
+use crate::lab::{CatalogKind, Client, Combination, Running, StoreKind, assert_equal, wait_for};
 use crate::scenario::{Files, Scenario};
+use crate::workload::Writer;
 
 const TABLES: &str = "[sync]\nflush_interval = \"50ms\"\n[compact]\ninterval = \"1s\"\nmin_files = 3\n[[tables]]\nsource = \"public.*\"\n";
 const POSTGRES: Combination = Combination { catalog: CatalogKind::Postgres, store: StoreKind::Local };
@@ -228,6 +229,61 @@ fn what_can_not_be_told_stops_the_table() {
         assert_equal(&scenario.source, &scenario.lake.open_native(), "public.other");
         scenario.resnapshot(&["public.t", "public.other"]);
     }
+}
+
+/// A quiet table changes, while the transactions of another follow each other without a pause.
+#[test]
+fn no_row_follows_under_load() {
+    let scenario = streaming("schema_load", Combination::EMBEDDED);
+    let mut sync = scenario.duckpipe.sync();
+    sync.wait_until("the stream", MINUTE, |status| status.all("streaming"));
+    let writers = [1, 2, 3].map(|id| {
+        Writer::of(&scenario.source.url(), move |client| {
+            client.execute(&format!("UPDATE other SET v = md5(v) WHERE id = {id}"));
+        })
+    });
+    for (change, column) in [("ADD quiet int DEFAULT 3, DROP b", "quiet"), ("RENAME a TO renamed", "renamed")] {
+        scenario.source.execute(&format!("ALTER TABLE t {change}"));
+        let columns = || scenario.lake.open_beside_sync().columns("public.t", None);
+        let is_there = || columns().iter().any(|(name, _)| name == column).then_some(());
+        wait_for("the columns", MINUTE, is_there, || format!("{:?}: {}", columns(), sync.tail()));
+    }
+    assert!(writers.iter().all(Writer::runs));
+    for writer in writers {
+        writer.stop();
+    }
+    sync.wait_for_lsn(scenario.source.lsn(), MINUTE);
+    sync.terminate().expect(0);
+    scenario.assert_equal(&["public.t", "public.other"]);
+}
+
+/// The connection to the source breaks while the commit that brings new columns is under way.
+#[test]
+fn a_connection_that_breaks_while_columns_come() {
+    let scenario = streaming("schema_breaks", POSTGRES);
+    let mut sync = scenario.duckpipe.sync();
+    sync.wait_until("the stream", MINUTE, |status| status.all("streaming"));
+    scenario.source.execute("UPDATE t SET a = 1 WHERE id = 1");
+    sync.wait_for_lsn(scenario.source.lsn(), MINUTE);
+    let catalogs = [(), ()].map(|()| Client::connect(&scenario.lake.catalog()));
+    for step in 1..4 {
+        catalogs[0].execute("BEGIN; LOCK TABLE duckpipe_format IN EXCLUSIVE MODE");
+        scenario.source.execute(&format!("ALTER TABLE t ADD late{step} int DEFAULT 1"));
+        scenario.source.execute(&format!("UPDATE t SET late{step} = 2 WHERE id < 9"));
+        let waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'duckpipe_format'::regclass";
+        wait_for("the commit", MINUTE, || (catalogs[1].number(waits) == 1).then_some(()), || sync.tail());
+        let slot = scenario.slot();
+        let holder = format!("FROM pg_replication_slots WHERE slot_name = '{slot}' AND active");
+        scenario.source.query(&format!("SELECT pg_terminate_backend(active_pid) {holder}"));
+        let gone = || (scenario.source.number(&format!("SELECT count(*) {holder}")) == 0).then_some(());
+        wait_for("the connection's end", MINUTE, gone, || sync.tail());
+        catalogs[0].execute("COMMIT");
+        scenario.source.execute(&format!("UPDATE t SET late{step} = 3 WHERE id = 20"));
+        sync.wait_for_lsn(scenario.source.lsn(), MINUTE);
+    }
+    let finished = sync.terminate().expect(0);
+    assert!(!finished.stderr.contains("the table stops"), "{}", finished.stderr);
+    scenario.assert_equal(&["public.t", "public.other"]);
 }
 
 /// Changes that no row follows are in the lake before long, also what was changed while nobody ran, and wherever that is interrupted.

@@ -9,6 +9,7 @@ use crate::scenario::Scenario;
 
 const TABLES: &str = "[sync]\nflush_interval = \"50ms\"\n[[tables]]\nsource = \"public.*\"\n";
 const POSTGRES: Combination = Combination { catalog: CatalogKind::Postgres, store: StoreKind::Local };
+const MINUTE: Duration = Duration::from_secs(60);
 
 /// The two tables, copied: `stops` meets its end in each test, `goes_on` must not notice.
 fn synced(name: &str, combination: Combination, more: &str) -> Scenario<'static> {
@@ -223,4 +224,51 @@ fn a_row_that_the_lake_does_not_hold() {
     assert!(error.contains("50") && error.contains("resync"), "{error}");
     crate::lab::assert_equal(&scenario.source, &scenario.lake.open_native(), "public.goes_on");
     recovers(&scenario);
+}
+
+/// Somebody drops its table in the lake, while others are written.
+#[test]
+fn a_table_that_the_lake_has_no_more() {
+    let scenario = synced("stop_dropped", POSTGRES, "");
+    let mut sync = scenario.duckpipe.sync();
+    sync.wait_until("the stream", MINUTE, |status| status.all("streaming"));
+    scenario.lake.open_native_writable().execute("DROP TABLE lake.public.stops");
+    scenario.source.execute("UPDATE stops SET v = 'x' WHERE id = 50; UPDATE goes_on SET v = 'x' WHERE id = 50");
+    scenario.wait_for_state(&mut sync, "public.stops", "errored");
+    scenario.source.execute("UPDATE goes_on SET v = 'y' WHERE id = 51");
+    scenario.wait_for_state(&mut sync, "public.goes_on", "streaming");
+    scenario.duckpipe.run(&["tables", "resync", "public.stops"]).expect(0);
+    scenario.wait_for_state(&mut sync, "public.stops", "streaming");
+    sync.terminate().expect(0);
+    scenario.assert_equal(&["public.stops", "public.goes_on"]);
+}
+
+/// A file of its is there, and can't be read: a data file, then a delete file. Nothing of it can be compacted either, and all of the others.
+#[test]
+fn a_file_that_can_not_be_read() {
+    let more = "UPDATE stops SET v = 'w' WHERE id < 20; UPDATE goes_on SET v = 'w' WHERE id < 20";
+    for kind in ["data", "delete"] {
+        let scenario = synced(&format!("stop_broken_{kind}"), Combination::EMBEDDED, "");
+        scenario.source.execute(more);
+        scenario.converge(&["public.stops", "public.goes_on"]);
+        let native = scenario.lake.open_native();
+        let files = format!(
+            "SELECT {kind}_file FROM ducklake_list_files('lake', 'stops', schema => 'public') WHERE {kind}_file IS NOT NULL \
+             ORDER BY 1 LIMIT 1"
+        );
+        let file = native.text(&files);
+        drop(native);
+        let mut bytes = std::fs::read(&file).unwrap();
+        // The length of the footer, which says where to begin.
+        let at = bytes.len() - 8;
+        bytes[at..at + 4].copy_from_slice(&[3, 0, 0, 0]);
+        std::fs::write(&file, bytes).unwrap();
+        scenario.source.execute("UPDATE stops SET v = 'x'; UPDATE goes_on SET v = 'x' WHERE id = 50");
+        scenario.duckpipe.sync_once().expect(5);
+        let status = scenario.duckpipe.status();
+        let error = status.table("public.stops")["error"].to_string();
+        assert!(error.contains(".parquet") && error.contains("resync"), "{error}");
+        crate::lab::assert_equal(&scenario.source, &scenario.lake.open_native(), "public.goes_on");
+        recovers(&scenario);
+    }
 }

@@ -3,7 +3,9 @@
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
-use crate::lab::{CatalogKind, Combination, Duckpipe, NativeLake, StoreKind, assert_equal};
+use duckpipe::lsn::Lsn;
+
+use crate::lab::{CatalogKind, Client, Combination, Duckpipe, NativeLake, StoreKind, assert_equal, wait_for};
 use crate::scenario::Scenario;
 use crate::workload::Writer;
 
@@ -261,7 +263,7 @@ fn an_edited_file_while_it_begins() {
     let lock = "(hashtextextended('duckpipe:duckpipe_commands_begin', 0))";
     turn.query(&format!("SELECT pg_advisory_lock{lock}"));
     let mut sync = scenario.duckpipe.sync();
-    crate::lab::wait_for(
+    wait_for(
         "sync waits for its turn",
         MINUTE,
         || {
@@ -279,7 +281,7 @@ fn an_edited_file_while_it_begins() {
     turn.query(&format!("SELECT pg_advisory_unlock{lock}"));
 
     scenario.wait_for_state(&mut sync, "public.stays", "paused");
-    crate::lab::wait_for(
+    wait_for(
         "the column is gone",
         MINUTE,
         || (scenario.lake.open_beside_sync().columns("public.t", None).len() == 2).then_some(()),
@@ -321,7 +323,7 @@ fn an_edited_file_and_sighup() {
     scenario.duckpipe.configure(&(text + "[[tables]]\nsource = \"public.more\"\nexclude_columns = [\"v\"]\n"));
     sync.signal("HUP");
     scenario.wait_for_state(&mut sync, "public.t", "streaming");
-    crate::lab::wait_for(
+    wait_for(
         "the column is gone",
         MINUTE,
         || {
@@ -338,4 +340,49 @@ fn an_edited_file_and_sighup() {
     scenario.assert_equal(&["public.stays", "public.t"]);
     scenario.duckpipe.run(&["validate"]).expect(0);
     scenario.duckpipe.run(&["validate", "--files"]).expect(0);
+}
+
+/// What was to be removed, and is named in the configuration again before anybody saw to it, is not removed when it is taken out another time.
+#[test]
+fn a_removal_that_is_taken_back() {
+    let scenario = scenario("commands_back", Combination::EMBEDDED);
+    let file = scenario.duckpipe.configuration();
+    scenario.duckpipe.run(&["tables", "remove", "public.t", "--drop"]).expect(0);
+    scenario.duckpipe.run(&["tables", "add", "public.t"]).expect(0);
+    scenario.source.execute("UPDATE t SET v = 'later'");
+    scenario.converge(&["public.stays", "public.t"]);
+    let head = file.split("[[tables]]").next().unwrap();
+    scenario.duckpipe.configure(&format!("{head}{}", Duckpipe::tables(&["public.stays"])));
+    let mut sync = scenario.duckpipe.sync();
+    scenario.wait_for_state(&mut sync, "public.t", "paused");
+    sync.terminate().expect(0);
+    assert_eq!(scenario.lake.open_native().number("SELECT count(*) FROM lake.public.t WHERE v = 'later'"), 2000);
+}
+
+/// A catalog that answers nobody for longer than is waited for the stream to stand still: the table leaves it later, and `sync` runs on.
+#[test]
+fn a_catalog_that_hangs_while_a_table_leaves() {
+    let scenario = scenario("commands_hangs", POSTGRES);
+    let mut sync = scenario.duckpipe.sync();
+    sync.wait_until("the stream", MINUTE, |status| status.all("streaming"));
+    let catalogs = [(), ()].map(|()| Client::connect(&scenario.lake.catalog()));
+    catalogs[0].execute("BEGIN; LOCK TABLE duckpipe_format IN EXCLUSIVE MODE");
+    // Something to take over without a change: the stream that is to stand waits for the catalog.
+    scenario.source.execute("UPDATE more SET v = 'moves the WAL on'");
+    let received = scenario.source.lsn();
+    wait_for(
+        "the position",
+        MINUTE,
+        || (scenario.duckpipe.status().0["source_lsn"].as_str()?.parse::<Lsn>().ok()? >= received).then_some(()),
+        || sync.tail(),
+    );
+    catalogs[1].execute("UPDATE duckpipe_table SET wanted = 'pause' WHERE source_table = 't'");
+    let locked = std::time::Instant::now();
+    wait_for("time", MINUTE, || (locked.elapsed() > Duration::from_secs(26)).then_some(()), || sync.tail());
+    catalogs[0].execute("COMMIT");
+    scenario.wait_for_state(&mut sync, "public.t", "paused");
+    scenario.source.execute("UPDATE stays SET v = 'afterwards' WHERE id = 1");
+    scenario.wait_for_state(&mut sync, "public.stays", "streaming");
+    sync.terminate().expect(0);
+    scenario.assert_equal(&["public.stays"]);
 }

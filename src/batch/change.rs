@@ -127,6 +127,7 @@ impl ChangeBuilder {
         if moved.is_err() {
             self.rows.roll_back_to(before.0, before.1, before.2);
             self.ops.truncate(before.0);
+            self.unchanged.truncate(before.0);
         }
         moved
     }

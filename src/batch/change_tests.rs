@@ -283,6 +283,16 @@ fn a_deleted_row_that_is_kept_is_as_it_was() {
 }
 
 #[test]
+fn a_failing_move_leaves_nothing_of_the_kept_row_behind() {
+    let mut changes = Fixture::of(ReplicaIdentity::Default, Mode::SoftDelete);
+    changes.insert(&tuple("1", text("a"), text("eu"))).unwrap();
+    let mut nan = tuple("7", text("b"), text("eu"));
+    nan[4] = text("NaN");
+    assert!(changes.update(Some((b'K', &key("1", "eu"))), &nan).is_err());
+    assert_eq!(changes.finish(), [whole(Op::Insert, 1, "a", "eu")]);
+}
+
+#[test]
 fn an_insert_without_all_its_values_stops_the_table() {
     let mut changes = Fixture::new(ReplicaIdentity::Default);
     changes.insert(&tuple("1", text("a"), text("eu"))).unwrap();

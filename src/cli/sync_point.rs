@@ -212,9 +212,16 @@ impl SyncPoint for ThroughSync<'_> {
             Way::Own | Way::Unknown => {
                 self.catch_up(Some(lsn)).await?;
                 let lake = self.open_lake().await?;
+                // The position last: where it is the one that is wanted, the snapshot before shows no other.
                 let snapshot = lake.latest_snapshot().await?;
                 match lake.pipeline(&self.config.name).await?.and_then(|row| row.lsn) {
-                    Some(at) if at >= lsn => Ok((lake, snapshot)),
+                    Some(at) if at == lsn => Ok((lake, snapshot)),
+                    // Nothing held the others off.
+                    Some(at) if at > lsn => Err(Error::new(
+                        ErrorKind::Transient,
+                        format!("the lake is at {at} already, past {lsn}: a sync has run meanwhile"),
+                    )
+                    .remedy("try again")),
                     at => Err(Error::new(
                         ErrorKind::Transient,
                         format!("the lake is at {}, not yet at {lsn}", at.unwrap_or_default()),

@@ -40,6 +40,8 @@ use rewrite::{Job, Resources, Rewritten, read_dead, rewrite, snapshots};
 const ROUNDS: usize = 4;
 /// Times that a table is looked at in one pass: what was merged may be merged further.
 const LOOKS: usize = 8;
+/// A snapshot that is yet to come: the columns at it are those of now.
+const NOW: i64 = i64::MAX;
 /// Files that are deleted at once.
 const DELETES_AT_ONCE: usize = 16;
 
@@ -106,17 +108,20 @@ impl Compactor {
                 false => self.lake.expire_snapshots(&expirable).await?,
             }
         }
+        let mut failed = None;
         for look in 0..LOOKS {
             let mut view = self.lake.compaction_view(&self.config.name).await?;
             view.oldest = view.oldest.max(horizon.unwrap_or(i64::MIN));
             if look == 0 {
                 self.begin_report(&view, request, report)?;
             }
-            if self.tables(&view, request, report).await? == 0 || request.dry_run {
+            if self.tables(&view, request, report, &mut failed).await? == 0 || request.dry_run {
                 break;
             }
         }
-        self.delete_scheduled(request, report).await
+        // What is wrong with one table keeps no other from its due, nor the store from being tidied.
+        self.delete_scheduled(request, report).await?;
+        failed.map_or(Ok(()), Err)
     }
 
     /// A line for each table that is looked at.
@@ -143,44 +148,68 @@ impl Compactor {
         }
     }
 
-    /// Rewrites what is worth it; the number of groups that were.
-    async fn tables(&self, view: &CompactionView, request: &Request, report: &mut Report) -> Result<usize> {
+    /// Rewrites what is worth it; the number of groups that were. The first error that is one table's own goes to `failed`.
+    async fn tables(
+        &self,
+        view: &CompactionView,
+        request: &Request,
+        report: &mut Report,
+        failed: &mut Option<Error>,
+    ) -> Result<usize> {
         let mut rewritten = 0;
         for table in view.tables.iter().filter(|table| request.names(table) && table.left_out.is_none()) {
             let name = table.name.to_string();
             let Some(line) = report.tables.iter_mut().find(|line| line.table == name) else { continue };
-            for group in self.choose(view.oldest, table).await.context(|| name.clone())? {
-                let sources: Vec<SourceFile> =
-                    table.files.iter().filter(|file| group.files.contains(&file.data_file_id)).cloned().collect();
-                line.groups += 1;
-                let (files, bytes, rows) = (sources.len(), total(&sources, |f| f.bytes), total(&sources, |f| f.rows));
-                if request.dry_run {
+            match self.table(view.oldest, table, request.dry_run, line).await.context(|| name) {
+                Ok(groups) => rewritten += groups,
+                Err(error) if matches!(error.kind(), ErrorKind::Config | ErrorKind::Internal) => {
+                    failed.get_or_insert(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(rewritten)
+    }
+
+    /// Rewrites the groups of one table.
+    async fn table(
+        &self,
+        oldest: i64,
+        table: &CompactionTable,
+        dry_run: bool,
+        line: &mut TableReport,
+    ) -> Result<usize> {
+        let mut rewritten = 0;
+        for group in self.choose(oldest, table).await? {
+            let sources: Vec<SourceFile> =
+                table.files.iter().filter(|file| group.files.contains(&file.data_file_id)).cloned().collect();
+            line.groups += 1;
+            let (files, bytes, rows) = (sources.len(), total(&sources, |f| f.bytes), total(&sources, |f| f.rows));
+            if dry_run {
+                line.files_rewritten += files as u64;
+                line.bytes_rewritten += bytes;
+                continue;
+            }
+            match self.group(oldest, table, sources).await {
+                Ok(Outcome::Replaced { files: new_files, bytes: new_bytes, rows: new_rows, carried_over }) => {
+                    tracing::info!(
+                        table = %table.name, reason = ?group.reason, files, bytes, new_files, new_bytes, carried_over, "compacted"
+                    );
                     line.files_rewritten += files as u64;
                     line.bytes_rewritten += bytes;
-                    continue;
+                    line.files_written += new_files as u64;
+                    line.bytes_written += new_bytes;
+                    line.rows_written += new_rows;
+                    line.rows_dropped += rows - new_rows;
+                    line.deletes_carried_over += carried_over as u64;
+                    rewritten += 1;
                 }
-                let outcome = self.group(view.oldest, table, sources).await.context(|| name.clone());
-                match outcome {
-                    Ok(Outcome::Replaced { files: new_files, bytes: new_bytes, rows: new_rows, carried_over }) => {
-                        tracing::info!(
-                            table = %name, reason = ?group.reason, files, bytes, new_files, new_bytes, carried_over, "compacted"
-                        );
-                        line.files_rewritten += files as u64;
-                        line.bytes_rewritten += bytes;
-                        line.files_written += new_files as u64;
-                        line.bytes_written += new_bytes;
-                        line.rows_written += new_rows;
-                        line.rows_dropped += rows - new_rows;
-                        line.deletes_carried_over += carried_over as u64;
-                        rewritten += 1;
-                    }
-                    Ok(Outcome::GivenUp(why)) => line.given_up.push(why),
-                    // The table's own fault: the others can be compacted.
-                    Err(error) if error.kind() == ErrorKind::Table => line.given_up.push(error.to_string()),
-                    Err(error) => return Err(error),
-                }
-                self.lake.discard_uploads(&self.run, &self.store).await?;
+                Ok(Outcome::GivenUp(why)) => line.given_up.push(why),
+                // The files are not what they should be: other groups can be compacted.
+                Err(error) if error.kind() == ErrorKind::Table => line.given_up.push(error.to_string()),
+                Err(error) => return Err(error),
             }
+            self.lake.discard_uploads(&self.run, &self.store).await?;
         }
         Ok(rewritten)
     }
@@ -234,11 +263,14 @@ impl Compactor {
     async fn rewrite(&self, oldest: i64, table: &CompactionTable, sources: Vec<SourceFile>) -> Result<Rewritten> {
         let begin = sources.iter().map(|file| file.begin_snapshot).min().unwrap_or_default();
         let columns = self.lake.compaction_schema(table.table_id, begin).await?;
+        // Files of an older schema may lack one of the columns.
+        let order = self.order(table).await?;
+        let sort = if order.iter().all(|id| is_sortable(&columns, *id)) { order } else { Vec::new() };
         let job = Job {
             store: self.store.clone(),
             log: self.log(),
             folder: table.folder.clone(),
-            sort: self.sort(table, &columns)?,
+            sort,
             columns,
             sources,
             oldest,
@@ -247,30 +279,18 @@ impl Compactor {
         rewrite(job, &self.resources).await
     }
 
-    /// The columns to sort by: those that the configuration names, else the key's.
-    fn sort(&self, table: &CompactionTable, columns: &CompactionSchema) -> Result<Vec<i64>> {
-        let fields = columns.schema.fields();
-        let sortable = |id: i64| {
-            let field = fields.iter().find(|field| field_id(field).map(i64::from) == Some(id));
-            field.is_some_and(|field| !matches!(field.data_type(), DataType::List(_)))
-        };
-        let Some(named) = self.config.sort_by(&table.source) else {
-            // Files of an older schema may lack a column of the key.
-            return Ok(if table.key.iter().all(|id| sortable(*id)) { table.key.clone() } else { Vec::new() });
-        };
-        named
-            .iter()
-            .map(|name| {
-                let id = columns.names.get(&name.to_lowercase()).copied();
-                id.filter(|id| sortable(*id)).ok_or_else(|| {
-                    Error::new(
-                        ErrorKind::Config,
-                        format!("sort_by names {name}, which is no column that can be sorted by"),
-                    )
+    /// The ids of the columns to sort by: those that the configuration names, else the key's.
+    async fn order(&self, table: &CompactionTable) -> Result<Vec<i64>> {
+        let Some(named) = self.config.sort_by(&table.selected) else { return Ok(table.key.clone()) };
+        let columns = self.lake.compaction_schema(table.table_id, NOW).await?;
+        let named = named.iter().map(|name| {
+            let id = columns.names.get(&name.to_lowercase()).copied();
+            id.filter(|id| is_sortable(&columns, *id)).ok_or_else(|| {
+                Error::new(ErrorKind::Config, format!("sort_by names {name}, which is no column that can be sorted by"))
                     .remedy("correct sort_by in [[tables]]")
-                })
             })
-            .collect()
+        });
+        named.collect()
     }
 
     /// Puts the new files in the place of the old ones, with the deletes that landed on these meanwhile.
@@ -374,6 +394,13 @@ impl Compactor {
             }
         }))
     }
+}
+
+/// Whether there is such a column, of a type that has an order.
+fn is_sortable(columns: &CompactionSchema, id: i64) -> bool {
+    let mut fields = columns.schema.fields().iter();
+    let field = fields.find(|field| field_id(field).map(i64::from) == Some(id));
+    field.is_some_and(|field| !matches!(field.data_type(), DataType::List(_)))
 }
 
 /// A rewrite on its way into the catalog.

@@ -30,7 +30,7 @@ use roaring::RoaringTreemap;
 use tokio::sync::mpsc;
 
 use crate::error::{Because, Error, ErrorKind, Result, ResultExt};
-use crate::lake::store::store_error;
+use crate::lake::store::{of_its_table, store_error};
 use crate::lake::{CompactionSchema, LiveDelete, ROW_ID, SNAPSHOT_ID, SourceFile};
 use crate::plan::{Room, rows_of};
 
@@ -203,7 +203,7 @@ pub async fn read_dead(store: &Store, delete: &LiveDelete, oldest: i64) -> Resul
                 dead.gone.insert(position);
             }
         });
-    read.await.map_err(store_error(&format!("{} can't be read", delete.path)))?;
+    read.await.map_err(store_error(&format!("{} can't be read", delete.path))).map_err(of_its_table)?;
     Ok(dead)
 }
 
@@ -304,7 +304,7 @@ async fn open(job: &Job) -> Result<Vec<(Source, Arc<DataFileReader>)>> {
             Some(delete) => read_dead(&job.store, delete, job.oldest).await?,
             None => Dead::default(),
         };
-        let reader = DataFileReader::open(&job.store, &file.path).await?;
+        let reader = DataFileReader::open(&job.store, &file.path).await.map_err(of_its_table)?;
         if reader.rows() != file.rows || dead.gone.max().is_some_and(|last| last >= file.rows) {
             return Err(Error::new(
                 ErrorKind::Table,
@@ -405,11 +405,11 @@ fn read_source(
     schema: SchemaRef,
     batch_rows: usize,
 ) -> Result<impl Stream<Item = Result<RecordBatch, DataFusionError>> + use<>> {
-    let rows = reader.clone().with_batch_rows(batch_rows).read(Arc::clone(read), Rows::All)?;
+    let rows = reader.clone().with_batch_rows(batch_rows).read(Arc::clone(read), Rows::All).map_err(of_its_table)?;
     let carried = (reader.has_column(ROW_ID), reader.has_column(SNAPSHOT_ID));
     let mut walk = Walk::default();
     Ok(rows.map(move |batch| {
-        let batch = batch.map_err(|error| wrap(Error::from(error)))?;
+        let batch = batch.map_err(|error| wrap(of_its_table(error)))?;
         without(&source.dead.gone, batch)
             .and_then(|batch| complete(&source, &batch, carried, &schema, &mut walk))
             .context(|| source.file.path.clone())

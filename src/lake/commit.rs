@@ -113,7 +113,8 @@ impl Lake {
     /// * [`ErrorKind::Fenced`]: another process holds the pipeline. Nothing was written.
     /// * [`ErrorKind::Transient`]: the catalog failed. Where its message speaks of COMMIT, the commit may have taken place:
     ///   the pipeline's position tells.
-    /// * [`ErrorKind::Table`]: a table was dropped from the lake. Nothing was written.
+    /// * [`ErrorKind::Table`]: a table was dropped from the lake, or is not what the commit takes it for: the error says which one
+    ///   ([`Error::table_id`]). Nothing was written.
     pub async fn commit(&self, fence: &Fence, commit: &Commit) -> Result<Committed> {
         let (fence, commit) = (fence.clone(), commit.clone());
         self.run(move |session| {
@@ -161,7 +162,7 @@ fn write(session: &Session, fence: &Fence, commit: &Commit) -> Result<Committed>
     };
     let mut script = Script::new(session, base, pipeline, facts);
     for table in &commit.tables {
-        script.table(commit, table)?;
+        script.table(commit, table).map_err(|error| error.of_table(table.table_id))?;
     }
     if changes_lake {
         script.snapshot(commit)?;

@@ -36,6 +36,8 @@ pub struct CompactionTable {
     pub table_id: i64,
     /// The source's table.
     pub source: TableName,
+    /// The name by which the configuration selects it.
+    pub selected: TableName,
     /// The lake's table.
     pub name: TableName,
     /// The folder of its files below the data path.
@@ -88,7 +90,7 @@ impl Lake {
         self.run(move |session| session.transaction(|session| view(session, &pipeline))).await
     }
 
-    /// The columns that a table had at a snapshot; at the oldest one where it is older, for what a column was before can be
+    /// The columns that a table had at a snapshot, those of now at one that is yet to come; at the oldest one where it is older, for what a column was before can be
     /// gone from the catalog with the history that showed it.
     ///
     /// # Errors
@@ -142,6 +144,7 @@ fn view(session: &Session, pipeline: &str) -> Result<CompactionView> {
         key.sort_unstable();
         let mut table = CompactionTable {
             table_id,
+            selected: row.named().clone(),
             source: row.source,
             name: row.target,
             folder: String::new(),
@@ -173,7 +176,7 @@ fn view(session: &Session, pipeline: &str) -> Result<CompactionView> {
 
 fn read_table(session: &Session, table: &mut CompactionTable) -> Result<()> {
     let table_id = table.table_id;
-    refuse_inlined(session, &table_id.to_string())?;
+    refuse_inlined(session, &[table_id])?;
     let sql = format!(
         "SELECT begin_snapshot FROM {}.ducklake_schema_versions WHERE table_id = {table_id} ORDER BY begin_snapshot",
         session.tables()

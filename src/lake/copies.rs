@@ -229,12 +229,25 @@ impl Lake {
     /// # Errors
     /// [`ErrorKind::Transient`] where the catalog fails.
     pub async fn want(&self, pipeline: &str, sources: &[TableName], wanted: Wanted) -> Result<()> {
+        self.set_wanted(pipeline, sources, Some(wanted)).await
+    }
+
+    /// Nothing is wanted of the tables any more.
+    ///
+    /// # Errors
+    /// As [`Lake::want`].
+    pub async fn want_nothing(&self, pipeline: &str, sources: &[TableName]) -> Result<()> {
+        self.set_wanted(pipeline, sources, None).await
+    }
+
+    async fn set_wanted(&self, pipeline: &str, sources: &[TableName], wanted: Option<Wanted>) -> Result<()> {
         let (pipeline, sources) = (literal(pipeline), sources.to_vec());
+        let wanted = wanted.map_or_else(|| "NULL".to_owned(), |wanted| literal(&wanted.to_string()));
         self.run(move |session| {
             session.locked_transaction(|session| {
                 for source in &sources {
                     session.write(&format!(
-                        "UPDATE {}.duckpipe_table SET wanted = '{wanted}' \
+                        "UPDATE {}.duckpipe_table SET wanted = {wanted} \
                          WHERE pipeline = {pipeline} AND source_schema = {} AND source_table = {}",
                         session.tables(),
                         literal(&source.schema),

@@ -150,12 +150,14 @@ fn read(session: &Session, tables: &[(i64, Vec<i64>)]) -> Result<LiveFiles> {
         let known = session.known_table(*table_id, snapshot.schema_version)?.ok_or_else(|| {
             Error::new(ErrorKind::Table, format!("the lake's table {table_id} was dropped by somebody else"))
                 .remedy("copy the table anew: `duckpipe tables resync`")
+                .of_table(*table_id)
         })?;
         folders.insert(*table_id, known);
         live.files.insert(*table_id, Vec::new());
     }
-    let ids = id_list(tables.iter().map(|(table_id, _)| *table_id));
+    let ids: Vec<i64> = tables.iter().map(|(table_id, _)| *table_id).collect();
     refuse_inlined(session, &ids)?;
+    let ids = id_list(ids);
     let bounds = read_bounds(session, tables)?;
     let keys: HashMap<i64, &Vec<i64>> = tables.iter().map(|(table_id, key)| (*table_id, key)).collect();
     for row in read_rows(session, &ids)? {
@@ -167,7 +169,10 @@ fn read(session: &Session, tables: &[(i64, Vec<i64>)]) -> Result<LiveFiles> {
         let broken = |what: String| {
             Error::new(ErrorKind::Table, format!("{}: {what}", known.name))
                 .remedy("copy the table anew: `duckpipe tables resync`")
+                .of_table(row.table_id)
         };
+        let below =
+            |path: &StoredPath| below_data_path(&known.folder, path).map_err(|error| error.of_table(row.table_id));
         if files.last().is_some_and(|last| last.data_file_id == row.file.data_file_id) {
             return Err(broken(format!("{} has two live delete files in the catalog", row.path.0)));
         }
@@ -175,11 +180,11 @@ fn read(session: &Session, tables: &[(i64, Vec<i64>)]) -> Result<LiveFiles> {
             Some((_, _, format)) if format != "parquet" => {
                 return Err(broken(format!("{} has its deletes as {format}", row.path.0)));
             }
-            Some((delete, path, _)) => Some(LiveDelete { path: below_data_path(&known.folder, &path)?, ..delete }),
+            Some((delete, path, _)) => Some(LiveDelete { path: below(&path)?, ..delete }),
             None => None,
         };
         let key_bounds = key.iter().map(|column| bounds.get(&(row.file.data_file_id, *column)).cloned()).collect();
-        files.push(LiveFile { path: below_data_path(&known.folder, &row.path)?, delete, key_bounds, ..row.file });
+        files.push(LiveFile { path: below(&row.path)?, delete, key_bounds, ..row.file });
     }
     Ok(live)
 }
@@ -252,26 +257,29 @@ fn read_bounds(session: &Session, tables: &[(i64, Vec<i64>)]) -> Result<HashMap<
 }
 
 /// Rows and deletes that somebody else left in the catalog instead of in files would be missed by a lookup over files.
-pub(super) fn refuse_inlined(session: &Session, table_ids: &str) -> Result<()> {
+pub(super) fn refuse_inlined(session: &Session, table_ids: &[i64]) -> Result<()> {
     let metadata = session.tables();
-    let refuse = |table: &str| {
+    let refuse = |table_id: i64, table: &str| {
         Err(Error::new(
             ErrorKind::Table,
             format!("somebody else keeps changes of the lake's table in its catalog ({table})"),
         )
-        .remedy("CALL ducklake_flush_inlined_data('lake'), and write to it with data_inlining_row_limit = 0"))
+        .remedy("CALL ducklake_flush_inlined_data('lake'), and write to it with data_inlining_row_limit = 0")
+        .of_table(table_id))
     };
-    let sql = format!("SELECT table_name FROM {metadata}.ducklake_inlined_data_tables WHERE table_id IN ({table_ids})");
-    for table in session.read(&sql, |row| row.get::<_, String>(0))? {
+    let ids = id_list(table_ids.iter().copied());
+    let sql =
+        format!("SELECT table_id, table_name FROM {metadata}.ducklake_inlined_data_tables WHERE table_id IN ({ids})");
+    for (table_id, table) in session.read(&sql, |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)))? {
         if holds_rows(session, &table, "WHERE end_snapshot IS NULL")? {
-            return refuse(&table);
+            return refuse(table_id, &table);
         }
     }
-    let deletes =
-        table_ids.split(", ").map(|table_id| format!("ducklake_inlined_delete_{table_id}")).collect::<Vec<_>>();
-    for table in session.existing_tables(&deletes)? {
-        if holds_rows(session, &table, "")? {
-            return refuse(&table);
+    let deletes: Vec<String> = table_ids.iter().map(|table_id| format!("ducklake_inlined_delete_{table_id}")).collect();
+    let existing = session.existing_tables(&deletes)?;
+    for (table_id, table) in table_ids.iter().zip(&deletes).filter(|(_, table)| existing.contains(table)) {
+        if holds_rows(session, table, "")? {
+            return refuse(*table_id, table);
         }
     }
     Ok(())

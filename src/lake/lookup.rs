@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 
 use super::files::LiveFile;
 use super::key_index::KeyIndex;
+use super::store::of_its_table;
 use crate::error::{Because, Error, ErrorKind, Result, ResultExt};
 
 /// A table's key columns.
@@ -202,11 +203,14 @@ impl<'a> Search<'a> {
         {
             let (store, live) = (self.store.clone(), self.files[file].clone());
             let (index, schema) = (Arc::clone(&self.index), Arc::clone(&self.schema));
-            self.running.spawn(async move { Ok((file, search(&store, &live, &index, schema).await?)) });
+            self.running.spawn(async move {
+                let found = search(&store, &live, &index, schema).await.map_err(of_its_table)?;
+                Ok((file, found))
+            });
         }
         match self.running.join_next().await {
             Some(ended) => {
-                ended.because(ErrorKind::Internal, || "a search for keys did not end".to_string())?.map(Some)
+                ended.because(ErrorKind::Table, || "a search for keys in a file did not end".to_string())?.map(Some)
             }
             None => Ok(None),
         }
@@ -254,12 +258,13 @@ pub async fn fetch(
         {
             let (store, wanted) = (store.clone(), Arc::clone(&wanted));
             running.spawn(async move {
-                let batch = read_rows(&store, &path, wanted, &rows).await.context(|| path)?;
+                let batch = read_rows(&store, &path, wanted, &rows).await.map_err(of_its_table).context(|| path)?;
                 Ok((file, rows, batch))
             });
         }
         let Some(ended) = running.join_next().await else { break };
-        let (file, rows, batch) = ended.because(ErrorKind::Internal, || "a read of rows did not end".to_string())??;
+        let (file, rows, batch) =
+            ended.because(ErrorKind::Table, || "a read of a file's rows did not end".to_string())??;
         places.insert(file, (read.len(), rows));
         read.push(batch);
     }

@@ -459,6 +459,12 @@ impl Lake {
         self.run(move |session| read_rows(session, &condition)).await
     }
 
+    /// As [`Lake::tables`], after whoever is writing the catalog has come to an end: a COMMIT whose answer was lost is among them.
+    pub async fn settled_tables(&self, pipeline: &str) -> Result<Vec<TableRow>> {
+        let condition = format!("t.pipeline = {}", literal(pipeline));
+        self.run(move |session| session.locked_transaction(|session| read_rows(session, &condition))).await
+    }
+
     /// The lake's table of a row, read anew from the catalog.
     ///
     /// # Errors

@@ -83,7 +83,7 @@ pub async fn definition_marks(session: &Session, oids: &[Oid]) -> Result<hashbro
          FROM tree t JOIN pg_class p ON p.oid = t.oid) END",
         partitions::tree("c.oid")
     );
-    let query = "SELECT c.oid, hashtextextended(concat_ws(' ', n.nspname, c.relname, c.relreplident, c.relfilenode, \
+    let query = "SELECT c.oid, hashtextextended(concat_ws(' ', n.nspname, c.relname, c.relreplident, c.relfilenode, c.relnatts, \
                  (SELECT string_agg(concat_ws(' ', a.attnum, a.attname, a.atttypid, a.atttypmod, a.xmin), ',' ORDER BY a.attnum) \
                   FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), \
                  (SELECT string_agg(concat_ws(' ', i.indkey, i.indisprimary, i.indisreplident), ',' ORDER BY i.indexrelid) \

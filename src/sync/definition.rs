@@ -81,7 +81,7 @@ impl Definitions<'_> {
             // Where it changed since, that will be described in its turn.
             let source = match is_same(&now, known) {
                 true if is_recast(known, &now) => return Err(unclear(known, RECAST)),
-                true => with_parts_of(now, known),
+                true => SourceTable { last_attnum: known.last_attnum, ..with_parts_of(now, known) },
                 false => known.clone(),
             };
             return Ok(Described::Same(as_known()?, source.into()));
@@ -202,12 +202,10 @@ pub const RECAST: &str =
     "it was written anew, and a column of it was changed at that time: its values may be others now";
 
 /// Whether the table has another heap, and a column that was changed and looks as before: so it is after ALTER COLUMN … TYPE … USING with
-/// the type that it has, which no message tells. VACUUM FULL and CLUSTER leave the columns alone, but for what rows show that are older.
+/// the type that it has, which no message tells. VACUUM FULL and CLUSTER leave the columns alone, but for those that have a value for rows
+/// which are older: these can't be told from a recast.
 pub fn is_recast(known: &SourceTable, now: &SourceTable) -> bool {
-    let looks = |column: &SourceColumn| {
-        let SourceColumn { attnum, name, pg_type, not_null, missing, .. } = column.clone();
-        (attnum, name, pg_type, not_null, missing)
-    };
+    let looks = |column: &SourceColumn| (column.attnum, column.name.clone(), column.pg_type.clone());
     let recast = |column: &SourceColumn| {
         let mut before = known.columns.iter().filter(|before| before.changed_by != 0);
         before.any(|before| looks(before) == looks(column) && before.changed_by != column.changed_by)
@@ -284,6 +282,12 @@ fn changes(
                 return Err(
                     unclear(&what).remedy("name it in `exclude_columns` as it is called now, and copy the table anew")
                 );
+            }
+            None if new.attnum <= known.last_attnum => {
+                return Err(unclear(&format!(
+                    "it has rows with values of the column {:?}, which was not sent before",
+                    new.name
+                )));
             }
             None => {
                 let id = FieldId::of_new(&new.column_type, &mut next);

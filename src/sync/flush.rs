@@ -16,7 +16,7 @@ use roaring::RoaringTreemap;
 use crate::batch::layout::{Mode, TableLayout};
 use crate::error::{Because, Error, ErrorKind, Result};
 use crate::lake::lookup::{self, KeyColumns, RowPosition};
-use crate::lake::store::store_error;
+use crate::lake::store::{of_its_table, store_error};
 use crate::lake::{Alteration, Commit, DeleteCommit, LakeTable, LiveFile, TableCommit, TableState};
 use crate::lsn::Lsn;
 use crate::source::table::{SourceTable, TableName};
@@ -215,7 +215,7 @@ pub async fn flush(pipeline: &Pipeline, flush: &Flush) -> Result<(), FlushError>
         let found = tokio::task::block_in_place(|| Resolved::new(table, log, memory));
         resolved.push(found.map_err(blame(table))?);
     }
-    let mut base = live_files(pipeline, &resolved).await?;
+    let mut base = live_files(pipeline, &resolved).await.map_err(|error| of_lake(flush, error))?;
     let mut located = locate_all(pipeline, flush, &resolved, &mut base).await?;
 
     // Tables are written side by side, unless one is so large that it needs the memory for itself.
@@ -234,7 +234,7 @@ pub async fn flush(pipeline: &Pipeline, flush: &Flush) -> Result<(), FlushError>
     loop {
         let mut tables = Vec::with_capacity(resolved.len());
         for (r, l) in resolved.iter().zip(&located) {
-            let deletes = write_deletes(pipeline, r.table, l, base.snapshot + 1).await?;
+            let deletes = write_deletes(pipeline, r.table, l, base.snapshot + 1).await.map_err(blame(r.table))?;
             tables.push(TableCommit {
                 table_id: r.table.lake.table_id,
                 alteration: flush.alterations.get(&r.table.oid).cloned(),
@@ -274,12 +274,19 @@ pub async fn flush(pipeline: &Pipeline, flush: &Flush) -> Result<(), FlushError>
                 tracing::debug!(%error, "the lake moved on beneath the commit; looking again");
                 let deletes = commit.tables.iter().flat_map(|table| &table.deletes);
                 abandoned.extend(deletes.map(|delete| delete.file.path.clone()));
-                base = live_files(pipeline, &resolved).await?;
+                base = live_files(pipeline, &resolved).await.map_err(|error| of_lake(flush, error))?;
                 located = locate_all(pipeline, flush, &resolved, &mut base).await?;
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(of_lake(flush, error)),
         }
     }
+}
+
+/// An error of the catalog, which says by itself what table it is of.
+fn of_lake(flush: &Flush, error: Error) -> FlushError {
+    let of = error.table_id().filter(|_| error.kind() == ErrorKind::Table);
+    let table = flush.logs.iter().map(|(table, _)| table).find(|table| Some(table.lake.table_id) == of);
+    FlushError { table: table.cloned(), error }
 }
 
 /// Removes delete files that were written for a commit which came too late. The flush is durable by now: what can't be removed
@@ -354,6 +361,9 @@ async fn locate(
     let Some(run) = r.lookups() else { return Ok(located) };
     located.origins = LakeRows::new(run.net.origins.lookups());
     let chunk_rows = (pipeline.budget.resolve / LOOKUP_OVERHEAD).max(1024);
+    // They are joined, encoded and compared.
+    let chunk_bytes = pipeline.budget.resolve / 2;
+    let mut bytes = 0;
     let mut chunk: Vec<RecordBatch> = Vec::new();
     let mut events: Vec<u64> = Vec::new();
     let starts = run.log.segment_starts();
@@ -362,15 +372,16 @@ async fn locate(
         let mask = net_change::mask(&run.net.lookups, first, keys.num_rows());
         if mask.true_count() > 0 {
             events.extend(mask.values().set_indices().map(|i| first + i as u64));
-            chunk.push(
-                arrow::compute::filter_record_batch(&keys, &mask)
-                    .because(ErrorKind::Internal, || "the keys to look up can't be filtered".into())?,
-            );
+            let wanted = arrow::compute::filter_record_batch(&keys, &mask)
+                .because(ErrorKind::Internal, || "the keys to look up can't be filtered".into())?;
+            bytes += wanted.get_array_memory_size();
+            chunk.push(wanted);
         }
-        if events.len() >= chunk_rows || segment + 1 == starts.len() && !events.is_empty() {
+        if events.len() >= chunk_rows || bytes >= chunk_bytes || segment + 1 == starts.len() && !events.is_empty() {
             let keys = arrow::compute::concat_batches(&chunk[0].schema(), &chunk)
                 .because(ErrorKind::Internal, || "the keys to look up can't be joined".into())?;
             chunk.clear();
+            bytes = 0;
             if rows_of_a_key == RowsOfAKey::Any {
                 events.clear();
                 for row in lookup::locate_every(&pipeline.store, &located.files, &key, &keys).await? {
@@ -470,7 +481,8 @@ async fn write_deletes(
             let mut rows = match &live.delete {
                 Some(earlier) => read_deleted_rows(&pipeline.store, &earlier.path, earlier.begin_snapshot)
                     .await
-                    .map_err(store_error(what))?,
+                    .map_err(store_error(what))
+                    .map_err(of_its_table)?,
                 None => DeletedRows::default(),
             };
             rows.add(positions.clone(), snapshot);

@@ -34,7 +34,9 @@ pub fn at_message(known: &SourceTable, now: &SourceTable, relation: &Relation) -
     let place = |attnum: &i16| columns.iter().position(|column| column.attnum == *attnum);
     let key = key.iter().map(place).collect::<Option<Vec<_>>>().filter(|_| sent == sorted).ok_or(OTHER_KEY)?;
     let replica_identity = relation.replica_identity;
-    Ok(SourceTable { name: known.name.clone(), columns, key, replica_identity, ..now.clone() })
+    // What the catalog has by now may have come after the message.
+    let last_attnum = columns.iter().map(|column| column.attnum).fold(known.last_attnum, i16::max);
+    Ok(SourceTable { name: known.name.clone(), columns, key, replica_identity, last_attnum, ..now.clone() })
 }
 
 /// The columns of a message.
@@ -187,6 +189,18 @@ mod tests {
         // A new name tells it from the one that went.
         let now = [(1, "id", "int4"), (2, "a", "int4"), (4, "c", "text")];
         assert_eq!(read(&now, &[("id", "int4"), ("a", "int4"), ("c", "text")]), Ok(vec![1, 2, 4]));
+    }
+
+    #[test]
+    fn what_a_message_says_nothing_of_may_still_have_come_and_gone() {
+        let now = source(&[(1, "id", "int4"), (2, "z", "int4"), (3, "b", "text"), (5, "c", "int4")]);
+        let message = |columns: &[(&str, &str)]| relation(&table(columns, &["id"], ReplicaIdentity::Default));
+        let renamed = [("id", "int4"), ("z", "int4"), ("b", "text")];
+        let before = at_message(&source(&KNOWN), &now, &message(&renamed)).unwrap();
+        assert_eq!(before.last_attnum, 3);
+        // Number 4 may have been called `c` too.
+        let added = [&renamed[..], &[("c", "int4")]].concat();
+        assert_eq!(at_message(&before, &now, &message(&added)), Err(CHANGED_TWICE));
     }
 
     #[test]

@@ -124,8 +124,8 @@ const KEY_OVERHEAD: usize = 64;
 /// Kind `Table`, when the events contradict each other, such as an INSERT of a key that exists: then lake and source have
 /// parted. Kind `Transient`, when the spill file can't be read.
 pub fn resolve(log: &ChangeLog, layout: &TableLayout, memory: usize) -> Result<NetChange> {
-    let mut net = NetChange::default();
     if log.inserts_only() && layout.mode != Mode::SoftDelete {
+        let mut net = NetChange::default();
         net.winners.insert_range(0..log.events());
         net.changes = log.events();
         return Ok(net);
@@ -133,14 +133,28 @@ pub fn resolve(log: &ChangeLog, layout: &TableLayout, memory: usize) -> Result<N
     if layout.keyless {
         return net_rows::resolve(log, layout, memory);
     }
-    let passes = (log.events() as usize * KEY_OVERHEAD).div_ceil(memory.max(1)).max(1);
-    for pass in 0..passes {
-        resolve_part(log, layout, pass as u64, passes as u64, &mut net)?;
+    let mut passes = (log.events() as usize * KEY_OVERHEAD).div_ceil(memory.max(1)).max(1) as u64;
+    loop {
+        let mut net = NetChange::default();
+        let mut fits = true;
+        for pass in 0..passes {
+            fits = fits && resolve_part(log, layout, (pass, passes), memory, &mut net)?;
+        }
+        if fits {
+            return Ok(net);
+        }
+        passes *= 2;
     }
-    Ok(net)
 }
 
-fn resolve_part(log: &ChangeLog, layout: &TableLayout, part: u64, parts: u64, net: &mut NetChange) -> Result<()> {
+/// Resolves a part of the keys. `false`: their own bytes are more than `memory`.
+fn resolve_part(
+    log: &ChangeLog,
+    layout: &TableLayout,
+    (part, parts): (u64, u64),
+    memory: usize,
+    net: &mut NetChange,
+) -> Result<bool> {
     let encoding = || format!("the key of {} can't be encoded", layout.table);
     let fields = layout.key.iter().map(|&i| SortField::new(layout.columns[i].column_type.arrow())).collect();
     let converter = RowConverter::new(fields).because(ErrorKind::Internal, encoding)?;
@@ -170,6 +184,10 @@ fn resolve_part(log: &ChangeLog, layout: &TableLayout, part: u64, parts: u64, ne
                 Some(entry) => entry,
                 None => {
                     let start = arena.len();
+                    // A key that is too large by itself gets no smaller.
+                    if start > 0 && start + bytes.len() > memory {
+                        return Ok(false);
+                    }
                     arena.extend_from_slice(bytes);
                     let was_in_lake = !matches!(op, Op::Insert | Op::MoveIn);
                     if was_in_lake && log.is_truncated() {
@@ -221,7 +239,7 @@ fn resolve_part(log: &ChangeLog, layout: &TableLayout, part: u64, parts: u64, ne
         net.lookups.extend(key.lookup);
         net.optional.extend(key.lookup.filter(|_| key.optional));
     }
-    Ok(())
+    Ok(true)
 }
 
 pub(super) fn op_at(code: u8) -> Result<Op> {

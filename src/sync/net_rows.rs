@@ -29,29 +29,28 @@ const ROW_OVERHEAD: usize = 96;
 /// # Errors
 /// As [`super::net_change::resolve`].
 pub fn resolve(log: &ChangeLog, layout: &TableLayout, memory: usize) -> Result<NetChange> {
-    let mut net = NetChange::default();
     let mut parts = 1;
-    let mut part = 0;
-    while part < parts {
-        let bytes = resolve_part(log, layout, (part, parts), &mut net)?;
-        // Known after the first pass, which is done again in parts then.
-        if parts == 1 && bytes > memory {
-            parts = bytes.div_ceil(memory.max(1)) as u64;
-            net = NetChange::default();
-            continue;
+    loop {
+        let mut net = NetChange::default();
+        let mut fits = true;
+        for part in 0..parts {
+            fits = fits && resolve_part(log, layout, (part, parts), memory, &mut net)?;
         }
-        part += 1;
+        if fits {
+            return Ok(net);
+        }
+        parts *= 2;
     }
-    Ok(net)
 }
 
-/// Resolves a part of the values; returns the bytes that it took.
+/// Resolves a part of the values. `false`: they take more than `memory`.
 fn resolve_part(
     log: &ChangeLog,
     layout: &TableLayout,
     (part, parts): (u64, u64),
+    memory: usize,
     net: &mut NetChange,
-) -> Result<usize> {
+) -> Result<bool> {
     let encoding = || format!("the rows of {} can't be encoded", layout.table);
     let fields = layout.key.iter().map(|&i| SortField::new(layout.columns[i].column_type.arrow())).collect();
     let converter = RowConverter::new(fields).because(ErrorKind::Internal, encoding)?;
@@ -80,6 +79,10 @@ fn resolve_part(
                 Some(equal) => equal,
                 None => {
                     let start = arena.len();
+                    // A value that is too large by itself gets no smaller.
+                    if start > 0 && start + bytes.len() + (table.len() + 1) * ROW_OVERHEAD > memory {
+                        return Ok(false);
+                    }
                     arena.extend_from_slice(bytes);
                     let rehash = |equal: &Equal| hasher.hash_one(&arena[equal.start..equal.start + equal.len]);
                     let equal = Equal { start, len: bytes.len(), images: Vec::new() };
@@ -97,7 +100,7 @@ fn resolve_part(
     for equal in &table {
         net.winners.extend(equal.images.iter().copied());
     }
-    Ok(arena.len() + table.len() * ROW_OVERHEAD)
+    Ok(true)
 }
 
 #[cfg(test)]

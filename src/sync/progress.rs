@@ -98,6 +98,11 @@ impl Progress {
         self.last_commit.store(Utc::now().timestamp_micros(), Relaxed);
     }
 
+    /// A connection to the source begins at this position: what an earlier one received comes again.
+    pub fn begins(&self, lsn: Lsn) {
+        self.received.store(lsn.0, Relaxed);
+    }
+
     /// The source sent changes or a keepalive up to `lsn`.
     pub fn received(&self, lsn: Lsn) {
         self.received.fetch_max(lsn.0, Relaxed);

@@ -292,26 +292,33 @@ impl Runner<'_> {
         until: Option<Lsn>,
     ) -> Result<Option<Ready>> {
         let source = &self.config.source;
-        let owned = row.as_ref().is_some_and(|row| row.owns_publication);
+        let owned = row.as_ref().is_some_and(|row| row.owns_publication && row.publication == source.publication);
         let exists = prepare::check_publication(&self.session, &source.publication, chosen, owned).await?;
         let slot = slot::find(&self.session, &source.slot).await?;
-        if row.is_none() && slot.is_some() {
+        if slot.is_some() && row.as_ref().is_none_or(|row| row.slot != source.slot) {
+            let known = match &row {
+                Some(row) => format!("the slot of pipeline {} is {}", row.name, row.slot),
+                None => format!("this lake knows no pipeline {}", self.config.name),
+            };
             return Err(Error::new(
                 ErrorKind::Precondition,
-                format!(
-                    "the replication slot {} exists, but this lake knows no pipeline {}",
-                    source.slot, self.config.name
-                ),
+                format!("the replication slot {} exists, but {known}", source.slot),
             )
             .remedy("if nothing else uses it, remove it with `duckpipe drop`; else set another `slot` in [source]"));
         }
         for table in chosen {
             self.lake.check_target(&self.config.name, &table.target, table.view.as_ref()).await?;
         }
-        let former = row.as_ref().map(|row| row.slot.clone());
-        let owns_publication = !exists || row.is_some_and(|row| row.owns_publication);
+        let owns_publication = !exists || owned;
         let fence = self.lake.claim(&self.new_pipeline(owns_publication)).await?;
         // From here on the row says `creating`: whoever dies, the next start begins here again.
+        self.lake.set_state(&fence, PipelineState::Creating, &PipelineChange::default()).await?;
+        // Only the row knows a former slot: it stays there until that one is gone.
+        if let Some(row) = row.filter(|row| row.slot != source.slot && row.system_id == self.identity.system_id) {
+            failpoint("former_slot");
+            slot::drop(&self.session, &slot::of_copies(&row.slot)).await?;
+            slot::drop(&self.session, &row.slot).await?;
+        }
         let change = PipelineChange {
             system_id: Some(self.identity.system_id.clone()),
             timeline: Some(self.identity.timeline),
@@ -335,9 +342,6 @@ impl Runner<'_> {
             slot::drop(&self.session, &source.slot).await?;
         }
         slot::drop(&self.session, &self.copy_slot()).await?;
-        if let Some(former) = former.filter(|former| *former != source.slot) {
-            slot::drop(&self.session, &former).await?;
-        }
         let created = replication.create_slot(&source.slot).await?;
         failpoint("slot");
         let holder = SnapshotHolder::import(&self.settings, &created.snapshot).await?;
@@ -411,6 +415,7 @@ impl Runner<'_> {
         self.on_timeline(&fence, &row, self.identity.timeline).await?;
         let pipeline = self.pipeline(fence);
         self.remove_orphans(&pipeline).await?;
+        self.forget_removals().await?;
         self.let_go(&pipeline, None).await?;
         self.lake.refresh_views(&pipeline.fence).await?;
         let rows = self.lake.tables(&row.name).await?;
@@ -487,7 +492,9 @@ impl Runner<'_> {
                 }
                 // How its partitions changed since is judged by the stream.
                 let partitions = recorded.partitions.clone();
-                let source = SourceTable { partitions, ..table.source.clone() };
+                // The WAL may still tell of columns that came and went.
+                let last_attnum = recorded.last_attnum;
+                let source = SourceTable { partitions, last_attnum, ..table.source.clone() };
                 (source, table.layout.clone())
             }
             // Changed since, or gone: the WAL may still tell of it as it was.

@@ -233,7 +233,7 @@ impl<'a> Stream<'a> {
             touched: Vec::new(),
             root: None,
             streamed: Streamed::default(),
-            unseen: Unseen::default(),
+            unseen: Unseen::new(),
             waiting: None,
             received: applied,
             applied,
@@ -255,9 +255,12 @@ impl<'a> Stream<'a> {
     pub async fn run(mut self, mut stop: watch::Receiver<bool>) -> Result<Lsn> {
         let result = self.follow(&mut stop).await;
         if let Err(error) = result {
-            // The flush that is under way decides from where the next connection goes on.
-            if let Some(mut flush) = self.in_flight.take() {
-                let _ = tokio::time::timeout(STOP_PATIENCE, &mut flush.0).await;
+            // The flush that is under way decides from where the next connection goes on, and with which columns and tables.
+            if let Some(mut flush) = self.in_flight.take()
+                && let Ok(done) = tokio::time::timeout(STOP_PATIENCE, &mut flush.0).await
+                && let Ok(flushed) = joined(done)
+            {
+                self.finish_flush(flushed)?;
             }
             return Err(error);
         }
@@ -353,6 +356,10 @@ impl<'a> Stream<'a> {
             let byte = chunk.bytes() - messages.left();
             let Some(message) = messages.next() else { return Ok(()) };
             match message? {
+                WalMessage::Data { payload, .. } if self.looks_before(payload) => {
+                    self.paused = Some(Paused { chunk, byte, for_look: true });
+                    return Ok(());
+                }
                 WalMessage::Data { payload, wal_start, .. } => {
                     let at = || format!("WAL message at {wal_start}");
                     match self.apply(payload).context(at)? {
@@ -361,7 +368,7 @@ impl<'a> Stream<'a> {
                         Asks::Relation(relation) if self.describe(&relation).await.context(at)? => {}
                         Asks::InBlock(xid, relation) if self.describe_in_block(xid, &relation).await.context(at)? => {}
                         Asks::Relation(_) | Asks::InBlock(..) => {
-                            self.paused = Some(Paused { chunk, byte });
+                            self.paused = Some(Paused { chunk, byte, for_look: false });
                             return Ok(());
                         }
                     }

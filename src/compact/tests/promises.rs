@@ -12,6 +12,7 @@ use rand::rngs::StdRng;
 
 use super::table::{Extent, Row, Table, compactor, newest, texts};
 use crate::compact::{Change, Compactor, Outcome, Report, Request};
+use crate::error::ErrorKind;
 use crate::lake::tests::lab::{Kind, Lab, query};
 use crate::lake::{CompactionView, Maintenance, MaintenanceLog};
 use crate::sql::identifier;
@@ -358,6 +359,45 @@ async fn files_of_an_older_schema_keep_their_columns(kind: Kind) {
     }
 }
 
+/// The columns to sort by are those of now, which older files may know by another name, or not at all. A wrong name is told, and keeps no
+/// other table from its due.
+async fn an_order_by_columns_of_now(kind: Kind) {
+    let mut lab = Lab::new(kind).await;
+    let mut table = Table::new(&lab, "t").await;
+    for round in 0..4 {
+        table.flush(&lab, &puts(round * 10..round * 10 + 10, &format!("{}", 9 - round))).await;
+    }
+    let mut other = Table::new(&lab, "u").await;
+    for round in 0..4 {
+        other.flush(&lab, &puts(round * 10..round * 10 + 10, "new")).await;
+    }
+    let sorted = |by: &str| format!("[[tables]]\nsource = \"public.t\"\nsort_by = [\"{by}\"]\n");
+    let wrong = compactor(&lab, &sorted("nothing")).await.pass(&Request::default()).await.unwrap_err();
+    assert!(wrong.kind() == ErrorKind::Config && wrong.to_string().contains("public.t"), "{wrong}");
+    let live = |view: CompactionView| view.tables.iter().map(|table| table.files.len()).collect::<Vec<_>>();
+    assert_eq!(live(files(&lab).await), [4, 1]);
+    let catalog = lab.stock_catalog();
+    let scheduled = format!("SELECT count(*) FROM {catalog}.ducklake_files_scheduled_for_deletion");
+    lab.stock(|connection| {
+        assert_eq!(query(connection, &scheduled), [["0"]]);
+        connection.execute_batch("ALTER TABLE lake.public.t RENAME s TO text").unwrap();
+    })
+    .await;
+    let report = pass(&compactor(&lab, &sorted("text")).await).await;
+    assert_eq!(report.tables[0].files_rewritten, 4, "{report:?}");
+    let in_order = "SELECT string_agg(DISTINCT text, '' ORDER BY text) = string_agg(text, '') FROM \
+                    (SELECT text, lag(text) OVER () AS before FROM lake.public.t) WHERE before IS DISTINCT FROM text";
+    lab.stock(|connection| {
+        assert_eq!(query(connection, in_order), [["true"]]);
+        connection.execute_batch("ALTER TABLE lake.public.t ADD COLUMN later INTEGER").unwrap();
+    })
+    .await;
+    // One file alone: what is asked of it is that it can be asked.
+    let view = files(&lab).await;
+    let compactor = compactor(&lab, &sorted("later")).await;
+    compactor.rewrite(view.oldest, &view.tables[0], view.tables[0].files.clone()).await.unwrap();
+}
+
 /// A column that a file lacks and whose default it shows is not made NULL.
 async fn a_default_that_a_file_shows_stays(kind: Kind) {
     let mut lab = Lab::new(kind).await;
@@ -449,6 +489,7 @@ on_both!(
     the_position_is_repeated,
     files_of_an_older_schema_keep_their_columns,
     a_default_that_a_file_shows_stays,
+    an_order_by_columns_of_now,
     a_foreign_delete_from_a_merged_file,
     an_upload_is_recorded_before_it_begins,
 );

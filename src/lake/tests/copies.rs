@@ -3,10 +3,10 @@
 use super::lab::{Kind, Lab, name, query, table_commit};
 use super::model::{Change, Model};
 use crate::error::ErrorKind;
-use crate::lake::{CopiedTable, TableRow, TableState};
+use crate::lake::{CopiedTable, TableRow, TableState, Wanted};
 use crate::lsn::Lsn;
 
-super::on_both_catalogs!(a_copy_beside_the_stream_has_a_position_of_its_own,);
+super::on_both_catalogs!(a_copy_beside_the_stream_has_a_position_of_its_own, what_is_wanted_is_taken_back,);
 
 fn put(id: i64, text: &str) -> (i64, Change) {
     (id, Change::Put((text.into(), id as i32)))
@@ -73,4 +73,14 @@ async fn a_copy_beside_the_stream_has_a_position_of_its_own(kind: Kind) {
     let joined = row(lab.lake.tables("shop").await.unwrap());
     assert_eq!((joined.state, joined.lsn, joined.slot), (TableState::Streaming, Some(Lsn(at.0 + 40)), None));
     lab.stock(|connection| assert_eq!(query(connection, "SELECT id FROM lake.public.t"), [["5"]])).await;
+}
+
+async fn what_is_wanted_is_taken_back(kind: Kind) {
+    let lab = Lab::new(kind).await;
+    Model::new(&lab, "t").await;
+    let wanted = async || lab.lake.settled_tables("shop").await.unwrap()[0].wanted;
+    lab.lake.want("shop", &[name("t")], Wanted::Drop).await.unwrap();
+    assert_eq!(wanted().await, Some(Wanted::Drop));
+    lab.lake.want_nothing("shop", &[name("t")]).await.unwrap();
+    assert_eq!(wanted().await, None);
 }

@@ -91,7 +91,8 @@ impl Runner<'_> {
             };
             let stopped = *self.stop.borrow();
             let error = match ended {
-                Ok(_) if gate.is_closed() && !stopped => {
+                // It was to stand still, if only for somebody who no longer waits for that.
+                Ok(_) if until.is_none() && !stopped => {
                     // A flush that was given up on may have got in for all that.
                     let stands = self.lake.position(&self.config.name, None).await?;
                     from = stands.unwrap_or(from);
@@ -249,6 +250,7 @@ impl Runner<'_> {
             })
             .await?;
         wal.confirm(from);
+        pipeline.progress.begins(from);
         let options = StreamOptions {
             flush_interval: self.config.sync.flush_interval,
             on_unrepresentable: self.config.sync.on_unrepresentable,

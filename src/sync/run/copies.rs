@@ -51,7 +51,7 @@ const FIRST_PAUSE: Duration = Duration::from_secs(30);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 /// So many bytes of WAL behind the stream, a copy is near enough to join it.
 const NEAR: u64 = 16 << 20;
-/// How long the stream stands still for a copy to join it.
+/// How long the stream stands still for a copy to join it; twice as long each time that it was not enough.
 const STANDS: Duration = Duration::from_secs(20);
 /// Waiting for the stream to come as far as a copy.
 const AHEAD: Duration = Duration::from_millis(200);
@@ -420,6 +420,7 @@ impl Runner<'_> {
 
     /// Reads the WAL since the copy, until its tables are where the pipeline's stream is, and hands them over.
     async fn bring_level(&self, copy: &Copy, shared: &SharedTables, gate: &Gate) -> Result<()> {
+        let mut patience = STANDS;
         loop {
             let position = self.lake.position(&self.config.name, Some(&copy.slot)).await?;
             let Some(at) = position else {
@@ -436,22 +437,31 @@ impl Runner<'_> {
                 tokio::time::sleep(AHEAD).await;
                 continue;
             }
-            let _turn = gate.turn().await;
+            let turn = gate.turn().await;
             let Some(closed) = gate.close(STANDS).await else {
                 return Err(Error::new(ErrorKind::Transient, "the stream did not stand still for a copy to join it"));
             };
             let stands = closed.at;
             if stands >= at {
-                let joined = tokio::time::timeout(STANDS, self.join(copy, at, stands)).await;
+                let joined = tokio::time::timeout(patience, self.join(copy, at, stands)).await;
                 self.hand_over(copy, shared, stands).await;
                 drop(closed);
                 match joined {
                     Ok(Ok(())) => return slot::drop(&copy.session, &copy.slot).await,
                     Ok(Err(error)) => return Err(error),
-                    Err(_) => tracing::debug!(%at, %stands, "the copy was not level in time; the stream goes on"),
+                    Err(_) => {
+                        tracing::warn!(
+                            %at, %stands, ?patience,
+                            "the copy did not become level while the stream stood for it; the stream goes on, and stands longer the next time"
+                        );
+                        // What it takes may be the same each time: the WAL that an open transaction holds, rows that are looked up.
+                        drop(turn);
+                        tokio::time::sleep(patience).await;
+                        patience *= 2;
+                    }
                 }
             } else {
-                drop(closed);
+                drop((closed, turn));
                 tokio::time::sleep(AHEAD).await;
             }
         }
@@ -473,7 +483,7 @@ impl Runner<'_> {
     /// transaction whose end was not waited for, or not told, may have committed. It is asked until it answers.
     async fn hand_over(&self, copy: &Copy, shared: &SharedTables, stands: Lsn) {
         let rows = loop {
-            match self.lake.tables(&self.config.name).await {
+            match self.lake.settled_tables(&self.config.name).await {
                 Ok(rows) => break rows,
                 Err(error) => {
                     tracing::warn!(%error, "whether a copy has joined the stream can't be read; the stream waits");

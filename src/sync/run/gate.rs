@@ -41,11 +41,6 @@ impl Gate {
         let _ = self.wanted.subscribe().wait_for(|wanted| *wanted).await;
     }
 
-    /// Whether the stream is to stand still.
-    pub(super) fn is_closed(&self) -> bool {
-        *self.wanted.borrow()
-    }
-
     /// The stream stands at a position; returns when it may go on. Whoever waits no longer for that does not stand either.
     pub(super) async fn stand(&self, at: Lsn) {
         self.stands.send_replace(Some(at));
@@ -84,7 +79,7 @@ mod tests {
     #[tokio::test]
     async fn the_stream_stands_until_it_is_released() {
         let gate = Arc::new(Gate::new());
-        assert!(!gate.is_closed());
+        assert!(!*gate.wanted.borrow());
         let stream = tokio::spawn({
             let gate = Arc::clone(&gate);
             async move {
@@ -94,10 +89,10 @@ mod tests {
         });
         let closed = gate.close(Duration::from_secs(20)).await.unwrap();
         assert_eq!(closed.at, Lsn(7));
-        assert!(gate.is_closed() && !stream.is_finished());
+        assert!(*gate.wanted.borrow() && !stream.is_finished());
         drop(closed);
         stream.await.unwrap();
         assert!(gate.close(Duration::from_millis(1)).await.is_none(), "nobody is there");
-        assert!(!gate.is_closed());
+        assert!(!*gate.wanted.borrow());
     }
 }

@@ -42,7 +42,7 @@ impl Runner<'_> {
             tokio::time::sleep(LOOK).await;
             let now = self.config.tables();
             if !Arc::ptr_eq(&entries, &now) {
-                match self.copy_what_changed(&entries, &now).await {
+                match self.follow_entries(&entries, &now).await {
                     Ok(()) => entries = now,
                     Err(error) => tracing::warn!(%error, "the catalog does not take what the configuration says now"),
                 }
@@ -59,9 +59,11 @@ impl Runner<'_> {
     }
 
     /// Tables that the configuration selects otherwise than before are copied afresh.
-    async fn copy_what_changed(&self, before: &[TableConfig], now: &[TableConfig]) -> Result<()> {
+    async fn follow_entries(&self, before: &[TableConfig], now: &[TableConfig]) -> Result<()> {
+        self.forget_removals().await?;
         let columns = |table: SelectedTable| (table.exclude_columns, table.text_columns, table.filter);
-        for row in self.lake.tables(&self.config.name).await? {
+        // What somebody asked for meanwhile comes first: a table that stands still is copied when it comes back.
+        for row in self.lake.tables(&self.config.name).await?.into_iter().filter(|row| row.wanted.is_none()) {
             let (Some(before), Some(now)) = (selection_of(before, row.named()), selection_of(now, row.named())) else {
                 continue;
             };
@@ -71,6 +73,18 @@ impl Runner<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Tables that were to be removed, and are named in the configuration again: whoever takes one out of it later may mean something else.
+    pub(super) async fn forget_removals(&self) -> Result<()> {
+        let is_removed = |row: &TableRow| matches!(row.wanted, Some(Wanted::Remove | Wanted::Drop));
+        let rows = self.lake.tables(&self.config.name).await?;
+        let named = rows.into_iter().filter(|row| is_removed(row) && self.is_named(row));
+        let sources: Vec<_> = named.map(|row| row.source).collect();
+        match sources.is_empty() {
+            true => Ok(()),
+            false => self.lake.want_nothing(&self.config.name, &sources).await,
+        }
     }
 
     /// Lets the tables go that are to, after everything that the lake has of them. Nobody else moves tables meanwhile.

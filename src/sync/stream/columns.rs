@@ -20,6 +20,8 @@ use crate::sync::flush::SyncTable;
 pub(super) struct Paused {
     pub(super) chunk: WalChunk,
     pub(super) byte: usize,
+    /// They wait for a look at the catalog, and not for what is to be in the lake before them.
+    pub(super) for_look: bool,
 }
 
 /// What a message tells that the source's catalog must be asked about.
@@ -114,7 +116,6 @@ impl Stream<'_> {
                         return Ok(false);
                     }
                     self.change_columns(*changed);
-                    self.streamed.forget(oid);
                 }
                 Ok(Described::Same(..)) => {}
                 Err(error) if error.kind() == ErrorKind::Table => tracing::debug!(%error, "described within a block"),
@@ -141,7 +142,7 @@ impl Stream<'_> {
     pub(super) fn change_columns(&mut self, changed: Changed) {
         let Changed { source, table: new, relation, alteration } = changed;
         let Some(table) = self.tables.get_mut(&new.oid) else { return };
-        if table.events() > 0 || table.alteration.is_some() {
+        if table.events() > 0 || table.alteration.is_some() || self.streamed.has_changes(new.oid) {
             let what =
                 format!("one transaction of the source changed the rows of {} and then its columns", source.name);
             let error = Error::new(ErrorKind::Table, what)
@@ -151,6 +152,7 @@ impl Stream<'_> {
             return;
         }
         tracing::info!(table = %source.name, columns = alteration.is_some(), "the table's definition changed");
+        self.streamed.forget(new.oid);
         table.log = ChangeLog::new(new.layout.key.clone());
         table.builder = ChangeBuilder::new(Arc::clone(&new.layout), table.on_unrepresentable);
         table.table = Arc::new(new);

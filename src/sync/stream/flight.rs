@@ -1,5 +1,6 @@
 //! A flush under way beside the stream, tried again where that helps, and without a table that can't go on.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,6 +38,7 @@ pub(super) async fn record_failure(pipeline: &Pipeline, table: &SyncTable, error
 /// Flushes, again after a passing failure, and without a table that can't go on.
 async fn until_done(pipeline: &Pipeline, mut what: Flush, attempts: Option<u32>) -> Result<Flushed> {
     let mut failed = Vec::new();
+    let mut suspected = HashSet::new();
     let mut tries = 0;
     loop {
         let failure = match flush(pipeline, &what).await {
@@ -44,6 +46,11 @@ async fn until_done(pipeline: &Pipeline, mut what: Flush, attempts: Option<u32>)
             Err(failure) => failure,
         };
         if let Some(table) = failure.table {
+            // A file may have been merged, and removed, while its rows were looked for: what the lake has after that decides.
+            if suspected.insert(table.oid) {
+                tracing::debug!(table = %table.layout.table, error = %failure.error, "looking again before the table stops");
+                continue;
+            }
             record_failure(pipeline, &table, &failure.error).await?;
             failed.push(table.oid);
             what.logs.retain(|(other, _)| other.oid != table.oid);

@@ -24,6 +24,8 @@ use crate::sync::renames::{self, Named};
 
 /// How often the source's catalog is looked at, at most.
 const LOOK: Duration = Duration::from_secs(2);
+/// So long a look waits for a moment without changes; then these wait for it.
+const OVERDUE: Duration = Duration::from_secs(3);
 /// A look at very many tables costs the source its time: it rests so many times as long.
 const REST: u32 = 50;
 
@@ -31,9 +33,8 @@ const REST: u32 = 50;
 const LOOKS_AT_END: u32 = 6;
 
 /// What the source's catalog had at the last look.
-#[derive(Default)]
 pub(super) struct Unseen {
-    next: Option<Instant>,
+    next: Instant,
     looks_at_end: u32,
     /// Definitions that hold nothing new, by the tables' oids.
     known: HashMap<u32, i64>,
@@ -41,6 +42,13 @@ pub(super) struct Unseen {
     found: HashMap<u32, Found>,
     /// Tables that are not there any more, each with the position that everything of it lies before.
     gone: HashMap<u32, Lsn>,
+}
+
+impl Unseen {
+    pub(super) fn new() -> Unseen {
+        let (next, looks_at_end) = (Instant::now(), 0);
+        Unseen { next, looks_at_end, known: HashMap::new(), found: HashMap::new(), gone: HashMap::new() }
+    }
 }
 
 struct Found {
@@ -56,9 +64,20 @@ impl Stream<'_> {
         self.state == TableState::Streaming
             && self.boundary.is_none()
             && self.is_level()
-            && self.paused.is_none()
+            && self.paused.as_ref().is_none_or(|paused| paused.for_look)
             && !self.in_transaction
-            && self.unseen.next.is_none_or(|next| next <= Instant::now())
+            && self.unseen.next <= Instant::now()
+    }
+
+    /// Whether the message begins a transaction, or a part of one, that has to wait for a look: where they follow each other without a
+    /// pause, something is under way all the time.
+    pub(super) fn looks_before(&self, message: &[u8]) -> bool {
+        matches!(message.first(), Some(b'B' | b'S'))
+            && self.state == TableState::Streaming
+            && self.boundary.is_none()
+            && !self.in_transaction
+            && !self.streamed.in_block()
+            && self.unseen.next + OVERDUE <= Instant::now()
     }
 
     /// At the end of a run: whether there is something left to do, for which the run must go on.
@@ -90,7 +109,7 @@ impl Stream<'_> {
             self.tables.iter().filter(|(_, table)| table.failed.is_none()).map(|(oid, _)| *oid).collect();
         let begun = Instant::now();
         let marks = self.definitions.marks(&oids).await?;
-        self.unseen.next = Some(begun + LOOK.max(begun.elapsed() * REST));
+        self.unseen.next = begun + LOOK.max(begun.elapsed() * REST);
         for oid in oids {
             let Some(&mark) = marks.get(&oid) else {
                 self.end_dropped(oid).await?;
@@ -103,6 +122,8 @@ impl Stream<'_> {
                 _ if self.unseen.known.get(&oid) == Some(&mark) => {}
                 _ => self.compare(oid, mark).await?,
             }
+            // Columns that a transaction brought which was rolled back after it had told of them.
+            self.begin_alone(oid);
         }
         Ok(())
     }
@@ -170,7 +191,18 @@ impl Stream<'_> {
             return quarantine(table, unclear(&table.source, RECAST));
         }
         // Rows that were received in part would have to fit; a message has told meanwhile.
-        if self.streamed.has_changes(oid) || is_same(&found.source, &table.source) {
+        if self.streamed.has_changes(oid) {
+            return Ok(());
+        }
+        if is_same(&found.source, &table.source) {
+            // What the WAL had to tell of columns that came and went is read.
+            if table.source.last_attnum != found.source.last_attnum {
+                table.source.last_attnum = found.source.last_attnum;
+                table.unrecorded = true;
+                if table.alteration.is_none() {
+                    self.shared.replace(&table.table, &table.source);
+                }
+            }
             return Ok(());
         }
         let known = (&*table.table, &table.source);
@@ -237,7 +269,8 @@ impl Stream<'_> {
         } else {
             let name = Some(Renamed { source: now.name.clone(), target: target.clone() });
             let columns = known.lake.columns.clone();
-            table.alteration = Some(Alteration { changes: Vec::new(), columns, name });
+            let changes = table.alteration.take().map_or_else(Vec::new, |pending| pending.changes);
+            table.alteration = Some(Alteration { changes, columns, name });
         }
         table.source.name.clone_from(&now.name);
         let lake = LakeTable { name: target, ..known.lake.clone() };
@@ -254,7 +287,11 @@ impl Stream<'_> {
 
 /// Whether there is anything to do about a table that the catalog has like this.
 fn differs(now: &SourceTable, known: &SourceTable) -> bool {
-    !is_same(now, known) || now.name != known.name || !has_same_partitions(now, known) || is_recast(known, now)
+    !is_same(now, known)
+        || now.name != known.name
+        || now.last_attnum != known.last_attnum
+        || !has_same_partitions(now, known)
+        || is_recast(known, now)
 }
 
 fn has_same_partitions(one: &SourceTable, other: &SourceTable) -> bool {
