@@ -115,7 +115,7 @@ async fn a_held_file_says_who_holds_it_and_a_short_hold_is_waited_for() {
     let mut lines = BufReader::new(other.stdout.take().unwrap()).lines().map_while(Result::ok);
     assert!(lines.any(|line| line.contains("held")));
     let error = Lake::open(&lab.settings).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Precondition);
+    assert_eq!(error.kind(), ErrorKind::Locked);
     assert!(error.to_string().contains(&format!("PID {}", other.id())), "{error}");
     assert!(error.remedy_text().is_some());
     let opening = {
