@@ -56,6 +56,7 @@ fn sbtest1() -> SourceTable {
                 not_null: true,
                 missing: None,
                 changed_by: 0,
+                labels: Default::default(),
             })
             .collect(),
         last_attnum: 4,

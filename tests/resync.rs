@@ -305,6 +305,26 @@ fn other_values_of_the_same_type() {
     );
     level(&scenario, &mut sync, "with NULLs");
     assert_equal(&scenario.source, &native(&scenario), "public.t");
+
+    // What rows say that nobody wrote; a label that comes is none of theirs.
+    scenario.source.execute(
+        "CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE DOMAIN moods AS mood[]; \
+         ALTER TABLE t ADD feels moods; UPDATE t SET feels = '{sad,ok}' WHERE id < 100",
+    );
+    level(&scenario, &mut sync, "with an enum");
+    scenario.source.execute("ALTER TYPE mood ADD VALUE 'happy'");
+    scenario.source.execute("UPDATE t SET feels = '{happy}' WHERE id < 10");
+    level(&scenario, &mut sync, "with another value");
+    assert_eq!(copies(&sync.output()), 3, "{}", sync.tail());
+    scenario.source.execute("ALTER TYPE mood RENAME VALUE 'sad' TO 'blue'");
+    wait_for(
+        "the fourth copy",
+        MINUTE,
+        || (sync.output().matches("the fresh copy streams with the others").count() == 4).then_some(()),
+        || sync.tail(),
+    );
+    level(&scenario, &mut sync, "with another label");
+    assert_equal(&scenario.source, &native(&scenario), "public.t");
     sync.terminate().expect(0);
 
     scenario.source.execute("ALTER TABLE t ALTER a TYPE int USING a * 2");

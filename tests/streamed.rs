@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use crate::lab::{CatalogKind, Client, Combination, StoreKind};
+use crate::lab::{CatalogKind, Client, Combination, StoreKind, wait_for};
 use crate::scenario::{Files, Scenario};
 
 const POSTGRES: Combination = Combination { catalog: CatalogKind::Postgres, store: StoreKind::Local };
@@ -158,6 +158,32 @@ fn open_while_processes_come_and_go() {
     scenario.converge(&FOLLOWED);
     scenario.duckpipe.run(&["validate"]).expect(0);
     Files::read(&scenario.lake, &scenario.lake.open_native()).assert_no_orphans();
+}
+
+/// A table gets columns while a transaction is open that had sent rows of it, or is rolled back after it had.
+#[test]
+fn columns_that_come_beside_an_open_transaction() {
+    let scenario = synced("streamed_columns", Combination::EMBEDDED);
+    let mut sync = scenario.duckpipe.sync();
+    sync.wait_until("the stream", MINUTE, |status| status.all("streaming"));
+    // It took back what it had sent of the table, and writes more rows, of the columns that this has by then.
+    let one = scenario.source.connect();
+    one.execute("BEGIN; SAVEPOINT s");
+    fill(&one, 10_000, 3000);
+    one.execute("ROLLBACK TO s");
+    scenario.source.execute("ALTER TABLE t ADD c int DEFAULT 5; INSERT INTO t VALUES (5000, 'x', 6)");
+    sync.wait_for_lsn(scenario.source.lsn(), MINUTE);
+    one.execute("INSERT INTO t SELECT i, repeat('w', 100), 7 FROM generate_series(20000, 23000) i; COMMIT");
+    sync.wait_for_lsn(scenario.source.lsn(), MINUTE);
+    // The first rows that have a column are rolled back.
+    scenario.source.execute("ALTER TABLE t ADD d int DEFAULT 8");
+    one.execute("BEGIN; INSERT INTO t SELECT i, repeat('w', 100), 7, 9 FROM generate_series(30000, 33000) i; ROLLBACK");
+    let columns = || scenario.lake.open_beside_sync().columns("public.t", None).len();
+    wait_for("the column", MINUTE, || (columns() == 4).then_some(()), || sync.tail());
+    assert!(sent_in_blocks(&scenario) > 0);
+    let finished = sync.terminate().expect(0);
+    assert!(!finished.stderr.contains("the table stops"), "{}", finished.stderr);
+    scenario.assert_equal(&FOLLOWED);
 }
 
 /// A block with an exception handler is a subtransaction: thousands of them in one transaction, every third of which fails.

@@ -299,6 +299,7 @@ mod tests {
             not_null: false,
             missing: None,
             changed_by: 0,
+            labels: Default::default(),
         };
         map_column(&column, forced_text)
     }
@@ -380,6 +381,7 @@ mod tests {
             not_null: false,
             missing: None,
             changed_by: 0,
+            labels: Default::default(),
         };
         let dimensions = |column: &mut SourceColumn, dimensions| {
             column.pg_type.element.as_mut().unwrap().dimensions = dimensions;

@@ -113,6 +113,7 @@ pub(crate) fn table(columns: &[(&str, &str)], key: &[&str], replica_identity: Re
             not_null: false,
             missing: None,
             changed_by: 0,
+            labels: Default::default(),
         })
         .collect();
     let last_attnum = columns.last().map_or(0, |column| column.attnum);

@@ -1,6 +1,6 @@
 //! The source's tables, read from `pg_catalog` (versions 14 to 18).
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use tokio_postgres::types::Oid;
 use tokio_postgres::{Row, SimpleQueryMessage};
@@ -11,7 +11,7 @@ use super::pattern::TablePattern;
 use super::row_filter;
 use super::session::Session;
 use super::table::{ArrayElement, PgType, PgTypeKind, ReplicaIdentity, SourceColumn, SourceTable, TableName};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Because, Error, ErrorKind, Result};
 
 /// Domains over domains over arrays over domains: as deep as this, and no deeper.
 const TYPE_DEPTH: usize = 32;
@@ -69,25 +69,35 @@ pub async fn name_of(session: &Session, oid: Oid) -> Result<Option<TableName>> {
     Ok(row.map(|row| TableName { schema: row.get(0), table: row.get(1) }))
 }
 
+/// The values of the enum that a column's type is or is made of: those of `pg_attribute a`, as rows of `pg_enum`.
+const ENUMS: &str = "WITH RECURSIVE made AS (SELECT a.atttypid AS oid \
+    UNION SELECT CASE t.typtype WHEN 'd' THEN t.typbasetype ELSE t.typelem END FROM made m JOIN pg_type t ON t.oid = m.oid \
+          WHERE t.typtype = 'd' OR t.typelem <> 0) \
+    SELECT v.oid, v.enumlabel, v.xmin FROM pg_enum v WHERE v.enumtypid IN (SELECT oid FROM made)";
+
 /// Which table is described.
 enum Wanted<'a> {
     Name(&'a TableName),
     Oid(Oid),
 }
 
-/// A number for each of these tables that are there, which is another one once the table's name, its heap, its columns, its key, its
-/// replica identity, its row filters or its partitions are. A table that has become a partition of another one of these is none any more. It waits for no lock.
+/// A number for each of these tables that are there, which is another one once the table's name, its heap, its columns, what their enums
+/// are made of, its key, its replica identity, its row filters or its partitions are. A table that has become a partition of another one of these is none any more. It waits for no lock.
 pub async fn definition_marks(session: &Session, oids: &[Oid]) -> Result<hashbrown::HashMap<Oid, i64>> {
     let partitions = format!(
         "CASE WHEN c.relkind = 'p' THEN ({} SELECT string_agg(concat_ws(' ', t.oid, t.link, p.relfilenode), ',' ORDER BY t.oid) \
          FROM tree t JOIN pg_class p ON p.oid = t.oid) END",
         partitions::tree("c.oid")
     );
-    let query = "SELECT c.oid, hashtextextended(concat_ws(' ', n.nspname, c.relname, c.relreplident, c.relfilenode, c.relnatts, \
+    let query = format!(
+        "SELECT c.oid, hashtextextended(concat_ws(' ', n.nspname, c.relname, c.relreplident, c.relfilenode, c.relnatts, \
                  (SELECT string_agg(concat_ws(' ', a.attnum, a.attname, a.atttypid, a.atttypmod, a.xmin), ',' ORDER BY a.attnum) \
                   FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), \
+                 (SELECT string_agg(concat_ws(' ', e.oid, e.xmin), ',' ORDER BY a.attnum, e.oid) \
+                  FROM pg_attribute a, LATERAL ({ENUMS}) e WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), \
                  (SELECT string_agg(concat_ws(' ', i.indkey, i.indisprimary, i.indisreplident), ',' ORDER BY i.indexrelid) \
-                  FROM pg_index i WHERE i.indrelid = c.oid AND (i.indisprimary OR i.indisreplident))";
+                  FROM pg_index i WHERE i.indrelid = c.oid AND (i.indisprimary OR i.indisreplident))"
+    );
     let filters = match session.major_version() {
         ..15 => "NULL",
         _ => {
@@ -223,7 +233,8 @@ fn columns_query(major: u32) -> String {
     format!(
         "SELECT a.attnum, a.attname, a.atttypid, a.atttypmod, a.attndims::int2 AS attndims, a.attnotnull, \
          CASE WHEN a.atthasmissing THEN (a.attmissingval::text::text[])[1] WHEN c.relkind = 'p' THEN {of_partitions} END AS missing, \
-         format_type(a.atttypid, a.atttypmod) AS display, a.xmin::text::int8 AS changed_by \
+         format_type(a.atttypid, a.atttypmod) AS display, a.xmin::text::int8 AS changed_by, \
+         (SELECT jsonb_object_agg(e.oid::text, e.enumlabel)::text FROM ({ENUMS}) e) AS labels \
          FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid \
          LEFT JOIN (SELECT {list} AS list, {generated} AS generated FROM pg_publication p \
                     LEFT JOIN pg_publication_rel pr ON pr.prpubid = p.oid AND pr.prrelid = $1 \
@@ -298,6 +309,11 @@ impl Types<'_> {
             not_null: row.get("attnotnull"),
             missing: row.get("missing"),
             changed_by: row.get::<_, i64>("changed_by") as u32,
+            labels: match row.get::<_, Option<&str>>("labels") {
+                Some(labels) => serde_json::from_str(labels)
+                    .because(ErrorKind::Internal, || "reading the labels of an enum".to_owned())?,
+                None => BTreeMap::new(),
+            },
         })
     }
 

@@ -1,5 +1,6 @@
 //! A source table as the catalog describes it.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -102,6 +103,9 @@ pub struct SourceColumn {
     /// `pg_attribute.xmin`: the transaction that changed the column last. 0: not known.
     #[serde(default)]
     pub changed_by: u32,
+    /// The labels of the enum that its values are of, or are made of, by their oids (`pg_enum`).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<u32, String>,
 }
 
 /// `pg_class.relreplident`.

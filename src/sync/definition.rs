@@ -79,10 +79,13 @@ impl Definitions<'_> {
         let source = history::at_message(known, &now, relation).map_err(|why| unclear(known, why))?;
         if is_same(&source, known) {
             // Where it changed since, that will be described in its turn.
-            let source = match is_same(&now, known) {
-                true if is_recast(known, &now) => return Err(unclear(known, RECAST)),
-                true => SourceTable { last_attnum: known.last_attnum, ..with_parts_of(now, known) },
-                false => known.clone(),
+            let source = if is_same(&now, known) {
+                if let Some(why) = other_values(known, &now) {
+                    return Err(unclear(known, why));
+                }
+                SourceTable { last_attnum: known.last_attnum, ..with_parts_of(now, known) }
+            } else {
+                known.clone()
             };
             return Ok(Described::Same(as_known()?, source.into()));
         }
@@ -197,14 +200,28 @@ pub fn is_same(one: &SourceTable, other: &SourceTable) -> bool {
     columns(one) == columns(other) && others(one) == others(other)
 }
 
-/// What a table is that [`is_recast`].
-pub const RECAST: &str =
-    "it was written anew, and a column of it was changed at that time: its values may be others now";
+const RECAST: &str = "it was written anew, and a column of it was changed at that time: its values may be others now";
+const RELABELLED: &str = "a value of an enum has another label";
+
+/// Why the values of rows that are there may be others now, though the table looks as before.
+pub fn other_values(known: &SourceTable, now: &SourceTable) -> Option<&'static str> {
+    if is_recast(known, now) {
+        return Some(RECAST);
+    }
+    let relabelled = |column: &SourceColumn| {
+        let before = known.columns.iter().find(|before| before.attnum == column.attnum);
+        before.is_some_and(|before| {
+            let mut labels = before.labels.iter();
+            labels.any(|(oid, label)| column.labels.get(oid).is_some_and(|now| now != label))
+        })
+    };
+    now.columns.iter().any(relabelled).then_some(RELABELLED)
+}
 
 /// Whether the table has another heap, and a column that was changed and looks as before: so it is after ALTER COLUMN … TYPE … USING with
 /// the type that it has, which no message tells. VACUUM FULL and CLUSTER leave the columns alone, but for those that have a value for rows
 /// which are older: these can't be told from a recast.
-pub fn is_recast(known: &SourceTable, now: &SourceTable) -> bool {
+fn is_recast(known: &SourceTable, now: &SourceTable) -> bool {
     let looks = |column: &SourceColumn| (column.attnum, column.name.clone(), column.pg_type.clone());
     let recast = |column: &SourceColumn| {
         let mut before = known.columns.iter().filter(|before| before.changed_by != 0);

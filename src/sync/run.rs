@@ -34,7 +34,7 @@ use crate::source::table::{SourceTable, TableName};
 use crate::source::{publication, slot};
 
 use super::boundary::Boundary;
-use super::definition::{RECAST, is_recast, is_same, layout_of, unclear};
+use super::definition::{is_same, layout_of, other_values, unclear};
 use super::failpoint::failpoint;
 use super::flush::SyncTable;
 use super::pipeline::{Budget, Pipeline};
@@ -487,8 +487,8 @@ impl Runner<'_> {
         let (source, layout) = match (there, recorded) {
             (Some(table), None) => (table.source.clone(), table.layout.clone()),
             (Some(table), Some(recorded)) if is_same(recorded, &table.source) => {
-                if is_recast(recorded, &table.source) {
-                    return Err(unclear(recorded, RECAST));
+                if let Some(why) = other_values(recorded, &table.source) {
+                    return Err(unclear(recorded, why));
                 }
                 // How its partitions changed since is judged by the stream.
                 let partitions = recorded.partitions.clone();

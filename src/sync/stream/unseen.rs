@@ -16,7 +16,7 @@ use crate::lake::{Alteration, LakeTable, Renamed, TableState};
 use crate::lsn::Lsn;
 use crate::source::partitions::{self, Partition};
 use crate::source::table::SourceTable;
-use crate::sync::definition::{RECAST, is_recast, is_same, unclear, with_parts_of};
+use crate::sync::definition::{is_same, other_values, unclear, with_parts_of};
 use crate::sync::failpoint::failpoint;
 use crate::sync::flush::SyncTable;
 use crate::sync::pipeline::Pipeline;
@@ -187,8 +187,8 @@ impl Stream<'_> {
                 self.shared.replace(&table.table, &table.source);
             }
         }
-        if is_recast(&table.source, &found.source) {
-            return quarantine(table, unclear(&table.source, RECAST));
+        if let Some(why) = other_values(&table.source, &found.source) {
+            return quarantine(table, unclear(&table.source, why));
         }
         // Rows that were received in part would have to fit; a message has told meanwhile.
         if self.streamed.has_changes(oid) {
@@ -291,7 +291,7 @@ fn differs(now: &SourceTable, known: &SourceTable) -> bool {
         || now.name != known.name
         || now.last_attnum != known.last_attnum
         || !has_same_partitions(now, known)
-        || is_recast(known, now)
+        || other_values(known, now).is_some()
 }
 
 fn has_same_partitions(one: &SourceTable, other: &SourceTable) -> bool {
