@@ -68,7 +68,13 @@ fn is_followed_and_promoted() {
     sync.wait_for_lsn(writable.lsn(), MINUTE);
     assert_eq!(source.text("SELECT pg_promote()"), "t");
     source.execute("UPDATE t SET v = 'on the new timeline' WHERE id > 450");
-    sync.wait_for_lsn(source.lsn(), MINUTE);
+    let lsn = source.lsn();
+    sync.wait_for_lsn(lsn, MINUTE);
+    // The slot's own position is what proves then that the lake's is one of the new timeline. A moment before, nothing does.
+    let confirmed = format!(
+        "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'duckpipe_{NAME}' AND confirmed_flush_lsn >= '{lsn}'"
+    );
+    wait_for("the position is confirmed", MINUTE, || (source.number(&confirmed) == 1).then_some(()), || sync.tail());
     sync.kill9();
     source.execute("DELETE FROM t WHERE id = 450");
     converges(&duckpipe, &lake, &source);
