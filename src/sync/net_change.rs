@@ -133,17 +133,27 @@ pub fn resolve(log: &ChangeLog, layout: &TableLayout, memory: usize) -> Result<N
     if layout.keyless {
         return net_rows::resolve(log, layout, memory);
     }
-    let mut passes = (log.events() as usize * KEY_OVERHEAD).div_ceil(memory.max(1)).max(1) as u64;
+    let passes = (log.events() as usize * KEY_OVERHEAD).div_ceil(memory.max(1)).max(1);
+    in_parts(passes as u64, |part, net| resolve_part(log, layout, part, memory, net))
+}
+
+/// Resolves a log part by part, each as (its number, how many there are). Where one does not fit, which `resolve` says by `false`, it begins
+/// again with twice as many.
+pub(super) fn in_parts(
+    mut parts: u64,
+    resolve: impl Fn((u64, u64), &mut NetChange) -> Result<bool>,
+) -> Result<NetChange> {
     loop {
         let mut net = NetChange::default();
-        let mut fits = true;
-        for pass in 0..passes {
-            fits = fits && resolve_part(log, layout, (pass, passes), memory, &mut net)?;
+        let (mut fits, mut part) = (true, 0);
+        while fits && part < parts {
+            fits = resolve((part, parts), &mut net)?;
+            part += 1;
         }
         if fits {
             return Ok(net);
         }
-        passes *= 2;
+        parts *= 2;
     }
 }
 

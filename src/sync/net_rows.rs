@@ -6,7 +6,7 @@ use arrow::row::{RowConverter, SortField};
 use hashbrown::HashTable;
 
 use super::change_log::ChangeLog;
-use super::net_change::{NetChange, contradiction, op_at};
+use super::net_change::{NetChange, contradiction, in_parts, op_at};
 use crate::batch::change::Op;
 use crate::batch::layout::TableLayout;
 use crate::error::{Because, ErrorKind, Result};
@@ -29,18 +29,7 @@ const ROW_OVERHEAD: usize = 96;
 /// # Errors
 /// As [`super::net_change::resolve`].
 pub fn resolve(log: &ChangeLog, layout: &TableLayout, memory: usize) -> Result<NetChange> {
-    let mut parts = 1;
-    loop {
-        let mut net = NetChange::default();
-        let mut fits = true;
-        for part in 0..parts {
-            fits = fits && resolve_part(log, layout, (part, parts), memory, &mut net)?;
-        }
-        if fits {
-            return Ok(net);
-        }
-        parts *= 2;
-    }
+    in_parts(1, |part, net| resolve_part(log, layout, part, memory, net))
 }
 
 /// Resolves a part of the values. `false`: they take more than `memory`.

@@ -94,14 +94,19 @@ impl Runner<'_> {
                 // It was to stand still, if only for somebody who no longer waits for that.
                 Ok(_) if until.is_none() && !stopped => {
                     // A flush that was given up on may have got in for all that.
-                    let stands = self.lake.position(&self.config.name, None).await?;
-                    from = stands.unwrap_or(from);
-                    tokio::select! {
-                        () = gate.stand(from) => {}
-                        error = self.watch_source(session) => tracing::debug!(%error, "while the stream stands"),
-                        () = self.told_to_stop() => {}
+                    match self.lake.position(&self.config.name, None).await {
+                        Ok(stands) => {
+                            from = stands.unwrap_or(from);
+                            tokio::select! {
+                                () = gate.stand(from) => {}
+                                error = self.watch_source(session) => tracing::debug!(%error, "while the stream stands"),
+                                () = self.told_to_stop() => {}
+                            }
+                            continue;
+                        }
+                        Err(error) if error.kind() == ErrorKind::Transient => error,
+                        Err(error) => return Err(error),
                     }
-                    continue;
                 }
                 Ok(_) => return self.outcome().await,
                 Err(error) if error.kind() == ErrorKind::Transient => error,

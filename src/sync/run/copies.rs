@@ -454,7 +454,8 @@ impl Runner<'_> {
                             %at, %stands, ?patience,
                             "the copy did not become level while the stream stood for it; the stream goes on, and stands longer the next time"
                         );
-                        // What it takes may be the same each time: the WAL that an open transaction holds, rows that are looked up.
+                        // What it takes may be the same each time: the WAL that an open transaction holds, rows that are looked up. So the
+                        // others have the stream for as long as they had to wait for this one.
                         drop(turn);
                         tokio::time::sleep(patience).await;
                         patience *= 2;
