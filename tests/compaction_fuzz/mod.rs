@@ -9,7 +9,9 @@ mod examine;
 
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
+use std::panic::resume_unwind;
 use std::sync::Mutex;
+use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
 use duckpipe::lsn::Lsn;
@@ -498,15 +500,26 @@ fn run(name: &str, combination: Combination, first: u64) {
     let left = Mutex::new(first..first + seeds);
     // Several at once, where there are several: each waits for one process most of the time.
     std::thread::scope(|scope| {
-        for _ in 0..seeds.min(4) {
+        let threads = (0..seeds.min(4)).map(|_| {
             scope.spawn(|| {
                 loop {
                     let Some(seed) = left.lock().unwrap().next() else { return };
                     run_seed(name, combination, seed, steps);
                 }
-            });
-        }
+            })
+        });
+        join_all(threads.collect());
     });
+}
+
+/// Waits for the ends of the threads. The scope itself waits for their work alone, and a process whose exit handlers run beside a
+/// thread on its way out dies of what the libraries in DuckDB's extensions free twice.
+fn join_all(threads: Vec<ScopedJoinHandle<'_, ()>>) {
+    for thread in threads {
+        if let Err(panic) = thread.join() {
+            resume_unwind(panic);
+        }
+    }
 }
 
 fn run_seed(name: &str, combination: Combination, seed: u64, steps: u64) {
