@@ -137,6 +137,29 @@ pub fn resolve(log: &ChangeLog, layout: &TableLayout, memory: usize) -> Result<N
     in_parts(passes as u64, |part, net| resolve_part(log, layout, part, memory, net))
 }
 
+/// The bytes of a part's keys, against what they may take together.
+pub(super) struct KeyBytes {
+    limit: usize,
+    taken: usize,
+    /// One is larger than the limit by itself. It gets no smaller by more parts: each may have one such.
+    has_large: bool,
+}
+
+impl KeyBytes {
+    pub(super) fn new(limit: usize) -> KeyBytes {
+        KeyBytes { limit, taken: 0, has_large: false }
+    }
+
+    /// One key more, of so many bytes. `false`: it does not fit.
+    pub(super) fn take(&mut self, bytes: usize) -> bool {
+        if bytes > self.limit {
+            return !std::mem::replace(&mut self.has_large, true);
+        }
+        self.taken += bytes;
+        self.taken <= self.limit
+    }
+}
+
 /// Resolves a log part by part, each as (its number, how many there are). Where one does not fit, which `resolve` says by `false`, it begins
 /// again with twice as many.
 pub(super) fn in_parts(
@@ -172,6 +195,7 @@ fn resolve_part(
     let hasher = RandomState::with_seeds(1, 2, 3, 4);
     let mut arena: Vec<u8> = Vec::new();
     let mut table: HashTable<Key> = HashTable::new();
+    let mut taken = KeyBytes::new(memory);
     let keeps_deleted = layout.mode == Mode::SoftDelete;
 
     for (segment, first) in log.segment_starts().into_iter().enumerate() {
@@ -194,8 +218,7 @@ fn resolve_part(
                 Some(entry) => entry,
                 None => {
                     let start = arena.len();
-                    // A key that is too large by itself gets no smaller.
-                    if start > 0 && start + bytes.len() > memory {
+                    if !taken.take(bytes.len()) {
                         return Ok(false);
                     }
                     arena.extend_from_slice(bytes);
