@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::lab::{CatalogKind, Client, Combination, Running, StoreKind, assert_equal, wait_for};
+use crate::lab::{CatalogKind, Client, Combination, NativeLake, Running, StoreKind, Version, assert_equal, wait_for};
 use crate::scenario::{Files, Scenario};
 use crate::workload::Writer;
 
@@ -131,6 +131,16 @@ fn killed(scenario: &Scenario<'_>) {
     }
 }
 
+/// The versions in which the table's columns changed, and how many of its rows did with them.
+fn column_changes(native: &NativeLake) -> Vec<(i64, i64)> {
+    let versions = native.versions();
+    let versions: Vec<_> = versions.iter().skip_while(|version| version.lsn().is_none()).collect();
+    let columns = |version: &Version| native.columns("public.t", Some(version.id));
+    let changed = versions.windows(2).filter(|pair| columns(pair[0]) != columns(pair[1])).map(|pair| pair[1].id);
+    let rows = |id| format!("SELECT count(*) FROM ducklake_table_changes('lake', 'public', 't', {id}, {id})");
+    changed.map(|id| (id, native.number(&rows(id)))).collect()
+}
+
 /// As [`every_change`], but nobody is there to see the changes: the next start finds them.
 fn every_change_unseen(combination: Combination) {
     let scenario = streaming(&format!("schema_unseen_{}", combination.name()), combination);
@@ -141,6 +151,11 @@ fn every_change_unseen(combination: Combination) {
         scenario.source.execute(rows);
         scenario.converge(&["public.t", "public.other"]);
     }
+    let native = scenario.lake.open_native();
+    let with_rows = column_changes(&native).iter().filter(|(_, rows)| *rows > 0).count();
+    assert_eq!(with_rows, column_changes(&native).len(), "columns came apart from the rows that need them");
+    assert!(with_rows >= CHANGES.len() - 2, "{with_rows}");
+    drop(native);
     // What no row followed yet is nothing to stop for, neither now nor later.
     scenario.source.execute("ALTER TABLE t ADD idle int DEFAULT 12; UPDATE other SET v = 'x' WHERE id = 2");
     scenario.duckpipe.sync_once().expect(0);
@@ -286,6 +301,37 @@ fn a_connection_that_breaks_while_columns_come() {
     scenario.assert_equal(&["public.t", "public.other"]);
 }
 
+/// The catalog's connection breaks while columns are committed that no row follows: whether they got in is not told by a position.
+#[test]
+fn a_catalog_that_breaks_while_columns_come() {
+    let scenario = streaming("schema_catalog", POSTGRES);
+    let mut sync = scenario.duckpipe.sync();
+    sync.wait_for_output("INFO streaming", MINUTE);
+    sync.wait_until("the stream", MINUTE, |status| status.all("streaming"));
+    let catalogs = [(), ()].map(|()| Client::connect(&scenario.lake.catalog()));
+    for step in 1..4 {
+        catalogs[0].execute("BEGIN; LOCK TABLE duckpipe_format IN EXCLUSIVE MODE");
+        scenario.source.execute(&format!("ALTER TABLE t ADD alone{step} int DEFAULT 1"));
+        let waits = "FROM pg_locks WHERE NOT granted AND relation = 'duckpipe_format'::regclass";
+        let waiting = || (catalogs[1].number(&format!("SELECT count(*) {waits}")) >= 1).then_some(());
+        wait_for("the commit", MINUTE, waiting, || sync.tail());
+        // Not the last answer that it waits for: an idle source's position is taken over in the same way.
+        for _ in 0..3 {
+            wait_for("the commit", MINUTE, waiting, || sync.tail());
+            catalogs[1].query(&format!("SELECT pg_terminate_backend(pid) {waits}"));
+        }
+        catalogs[0].execute("COMMIT");
+        let columns = || scenario.lake.open_beside_sync().columns("public.t", None);
+        let is_there = || columns().iter().any(|(name, _)| *name == format!("alone{step}")).then_some(());
+        wait_for("the column", MINUTE, is_there, || format!("{:?}: {}", columns(), sync.tail()));
+        scenario.source.execute(&format!("UPDATE t SET alone{step} = 2 WHERE id < 9"));
+        sync.wait_for_lsn(scenario.source.lsn(), MINUTE);
+    }
+    let finished = sync.terminate().expect(0);
+    assert!(!finished.stderr.contains("the table stops"), "{}", finished.stderr);
+    scenario.assert_equal(&["public.t", "public.other"]);
+}
+
 /// Changes that no row follows are in the lake before long, also what was changed while nobody ran, and wherever that is interrupted.
 fn no_row_follows(combination: Combination) {
     let scenario = streaming(&format!("schema_alone_{}", combination.name()), combination);
@@ -344,6 +390,8 @@ fn no_row_follows(combination: Combination) {
     let times = native.versions().into_iter().filter(|version| version.lsn().is_some());
     let mut times = times.map(|version| version.extra["commit_ts"].clone()).skip_while(|time| time.is_null());
     assert!(times.all(|time| !time.is_null()), "a change without a row repeats the last transaction's time");
+    let alone = column_changes(&native).iter().filter(|(_, rows)| *rows == 0).count();
+    assert!(alone >= 5, "{alone} versions have other columns and no other rows");
     drop(native);
     scenario.duckpipe.run(&["validate", "--files"]).expect(0);
 }

@@ -10,7 +10,7 @@ use super::Lake;
 use super::files::id_list;
 use super::script::text;
 use super::session::Session;
-use super::table::{CatalogColumn, FieldId, LakeColumn, ducklake_type};
+use super::table::{CatalogColumn, FieldId, LakeColumn, catalog_columns, ducklake_type};
 use crate::batch::layout::ColumnType;
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::table::TableName;
@@ -87,13 +87,56 @@ impl FieldId {
 }
 
 impl Lake {
-    /// The least id that no column of the table ever had. It is another commit's where one comes in between; that is a conflict.
+    /// The least id that no column of the table ever had. It is another commit's where one comes in between; then the table stops.
     ///
     /// # Errors
     /// [`ErrorKind::Transient`] where the catalog fails.
     pub async fn next_column_id(&self, table_id: i64) -> Result<i64> {
         self.run(move |session| next_column_id(session, table_id)).await
     }
+}
+
+impl Lake {
+    /// Whether the lake's table is as an alteration makes it: its commit got in, though its answer did not come.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Transient`] where the catalog fails.
+    pub async fn is_altered(&self, pipeline: &str, table_id: i64, alteration: &Alteration) -> Result<bool> {
+        let columns = self.run(move |session| catalog_columns(session, table_id)).await?;
+        if !is_made(&columns, &alteration.changes) {
+            return Ok(false);
+        }
+        let Some(name) = &alteration.name else { return Ok(true) };
+        let rows = self.tables(pipeline).await?;
+        Ok(rows.iter().any(|row| row.table_id == Some(table_id) && row.target == name.target))
+    }
+}
+
+/// Whether columns are what all the changes make of them.
+fn is_made(columns: &[CatalogColumn], changes: &[ColumnChange]) -> bool {
+    let (mut names, mut types, mut gone) = (HashMap::new(), HashMap::new(), HashSet::new());
+    for change in changes {
+        match change {
+            ColumnChange::Add { id, name, column_type, .. } => {
+                names.insert(id.column_id, name);
+                types.insert(id.column_id, column_type);
+            }
+            ColumnChange::Drop { column_id } => drop(gone.insert(*column_id)),
+            ColumnChange::Rename { column_id, name } => drop(names.insert(*column_id, name)),
+            ColumnChange::Widen { column_id, column_type } => drop(types.insert(*column_id, column_type)),
+        }
+    }
+    let find = |id: &i64| columns.iter().find(|column| column.id == *id);
+    let is_there = |id: &&i64| !gone.contains(*id);
+    gone.iter().all(|id| find(id).is_none())
+        && names
+            .iter()
+            .filter(|(id, _)| is_there(id))
+            .all(|(id, name)| find(id).is_some_and(|column| column.name == **name))
+        && types
+            .iter()
+            .filter(|(id, _)| is_there(id))
+            .all(|(id, wanted)| find(id).is_some_and(|column| column.lake_type == ducklake_type(wanted)))
 }
 
 pub(super) fn next_column_id(session: &Session, table_id: i64) -> Result<i64> {
@@ -122,8 +165,8 @@ pub(super) struct Place<'a> {
 /// Applies the changes to `before`, the table's live columns. `next` is the least id that no column of the table ever had.
 ///
 /// # Errors
-/// [`ErrorKind::Conflict`] where the ids of a new column are taken; [`ErrorKind::Table`] where the columns are not those that
-/// the changes are made for, or two get one name.
+/// [`ErrorKind::Table`] where the columns are not those that the changes are made for, the ids of a new one are taken, or two get one
+/// name.
 pub(super) fn alter(
     place: &Place<'_>,
     before: &[CatalogColumn],
@@ -136,8 +179,11 @@ pub(super) fn alter(
         match change {
             ColumnChange::Add { id, name, column_type, shown: value, instead_of } => {
                 if id.column_id < next {
-                    let what = format!("the column id {} is taken already", id.column_id);
-                    return Err(Error::new(ErrorKind::Conflict, what));
+                    let what = format!(
+                        "the column id {} of the lake's table is taken already, by somebody else",
+                        id.column_id
+                    );
+                    return Err(taken(what));
                 }
                 nest(&mut columns, id, None, name, column_type);
                 shown.extend(value.clone().map(|value| (id.column_id, value)));
@@ -166,11 +212,16 @@ pub(super) fn alter(
     Ok(Altered { columns, statements })
 }
 
+/// What no other try mends.
+fn taken(what: String) -> Error {
+    Error::new(ErrorKind::Table, what).remedy("copy the table anew: `duckpipe tables resync`").mended_by_resync()
+}
+
 fn present(columns: &mut [CatalogColumn], column_id: i64) -> Result<&mut CatalogColumn> {
-    columns.iter_mut().find(|column| column.id == column_id).ok_or_else(|| {
-        Error::new(ErrorKind::Table, format!("column {column_id} of the lake's table was dropped by somebody else"))
-            .remedy("copy the table anew: `duckpipe tables resync`")
-    })
+    columns
+        .iter_mut()
+        .find(|column| column.id == column_id)
+        .ok_or_else(|| taken(format!("column {column_id} of the lake's table was dropped by somebody else")))
 }
 
 fn nest(columns: &mut Vec<CatalogColumn>, id: &FieldId, parent: Option<i64>, name: &str, column_type: &ColumnType) {

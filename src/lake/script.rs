@@ -190,7 +190,7 @@ impl<'a> Script<'a> {
         let rows = self.session.read(&sql, |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)))?;
         let (schema_id, path) = rows.into_iter().next().ok_or_else(|| {
             // It was there when the name was looked at.
-            Error::new(ErrorKind::Conflict, format!("the lake's schema {schema} was dropped"))
+            Error::new(ErrorKind::Table, format!("the lake's schema {schema} was dropped")).mended_by_resync()
         })?;
         let folder = format!("{folder}/");
         Ok(match folder.strip_prefix(&path) {

@@ -269,13 +269,19 @@ async fn what_does_not_fit_the_table_leaves_nothing(kind: Kind) {
         shown: None,
         instead_of: None,
     };
+    let altered = async |change: &ColumnChange| {
+        let alteration = Alteration { changes: vec![change.clone()], columns: table.columns.clone(), name: None };
+        lab.lake.is_altered("shop", table.table_id, &alteration).await.unwrap()
+    };
     let cases = [
-        (add(7, "new"), ErrorKind::Conflict, "taken already"),
+        (add(7, "new"), ErrorKind::Table, "taken already"),
         (add(8, "GONE"), ErrorKind::Table, "two columns are called \"GONE\""),
         (ColumnChange::Drop { column_id: 99 }, ErrorKind::Table, "was dropped by somebody else"),
         (ColumnChange::Rename { column_id: 2, name: "D".into() }, ErrorKind::Table, "two columns"),
     ];
     for (change, kind, what) in cases {
+        // A column that is not there is gone, whoever dropped it.
+        assert_eq!(altered(&change).await, matches!(change, ColumnChange::Drop { .. }), "{change:?}");
         let alteration = Alteration { changes: vec![change], columns: table.columns.clone(), name: None };
         let table = TableCommit { alteration: Some(alteration), ..table_commit(table.table_id) };
         let error = commit(&lab, 1, vec![table]).await.unwrap_err();

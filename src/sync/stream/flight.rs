@@ -39,7 +39,7 @@ pub(super) async fn record_failure(pipeline: &Pipeline, table: &SyncTable, error
 async fn until_done(pipeline: &Pipeline, mut what: Flush, attempts: Option<u32>) -> Result<Flushed> {
     let mut failed = Vec::new();
     let mut suspected = HashSet::new();
-    let mut tries = 0;
+    let mut tries: u32 = 0;
     loop {
         let failure = match flush(pipeline, &what).await {
             Ok(()) => return Ok(Flushed { lsn: what.lsn, failed }),
@@ -56,24 +56,60 @@ async fn until_done(pipeline: &Pipeline, mut what: Flush, attempts: Option<u32>)
             what.logs.retain(|(other, _)| other.oid != table.oid);
             continue;
         }
-        tries += 1;
-        if failure.error.kind() != ErrorKind::Transient || attempts.is_some_and(|most| tries >= most) {
+        if failure.error.kind() != ErrorKind::Transient {
             return Err(failure.error);
         }
-        let pause = Duration::from_millis(250 * 2u64.pow(tries.min(7)));
-        tracing::warn!(error = %failure.error, ?pause, "the flush failed; trying again");
-        tokio::time::sleep(pause).await;
-        if let Ok(Some(lsn)) = pipeline.lake.position(&pipeline.fence.pipeline, pipeline.slot.as_deref()).await {
-            // The connection may have broken after the catalog committed.
-            if lsn >= what.lsn {
-                return Ok(Flushed { lsn: what.lsn, failed });
+        // The connection may have broken after the catalog committed: before another try the catalog is asked, until it answers.
+        let mut error = failure.error;
+        loop {
+            tries += 1;
+            if attempts.is_some_and(|most| tries >= most) {
+                return Err(error);
             }
-            // Or a flush of a stream that was given up got in before: this stream must begin again after it.
-            if lsn != what.follows {
-                return Err(failure.error);
+            let pause = Duration::from_millis(250 * 2u64.pow(tries.min(7)));
+            tracing::warn!(%error, ?pause, "the flush failed; trying again");
+            tokio::time::sleep(pause).await;
+            match fate(pipeline, &what).await {
+                Ok(Fate::Committed) => return Ok(Flushed { lsn: what.lsn, failed }),
+                Ok(Fate::Open) => break,
+                Ok(Fate::Overtaken) => return Err(error),
+                Err(silent) if silent.kind() == ErrorKind::Transient => error = silent,
+                Err(other) => return Err(other),
             }
         }
     }
+}
+
+/// What became of a flush whose commit was not answered.
+enum Fate {
+    Committed,
+    /// Nothing of it is in the lake.
+    Open,
+    /// A flush of a stream that was given up got in before: this stream must begin again after it.
+    Overtaken,
+}
+
+async fn fate(pipeline: &Pipeline, what: &Flush) -> Result<Fate> {
+    let lsn = pipeline.lake.position(&pipeline.fence.pipeline, pipeline.slot.as_deref()).await?;
+    let Some(lsn) = lsn else { return Ok(Fate::Open) };
+    if lsn != what.follows {
+        return Ok(if lsn >= what.lsn { Fate::Committed } else { Fate::Overtaken });
+    }
+    // Columns alone have no position of their own.
+    let is_in = lsn >= what.lsn && are_altered(pipeline, what).await?;
+    Ok(if is_in { Fate::Committed } else { Fate::Open })
+}
+
+/// Whether the lake has the columns and the names that the flush gives its tables.
+async fn are_altered(pipeline: &Pipeline, what: &Flush) -> Result<bool> {
+    for (table, _) in &what.logs {
+        if let Some(alteration) = what.alterations.get(&table.oid)
+            && !pipeline.lake.is_altered(&pipeline.fence.pipeline, table.lake.table_id, alteration).await?
+        {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// A flush under way, which ends with the stream that it belongs to.
