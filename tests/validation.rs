@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::lab::{CatalogKind, Combination, Options, Postgres, StoreKind};
+use crate::lab::{CatalogKind, Combination, Options, Postgres, StoreKind, wait_for};
 use crate::scenario::{Scenario, seed};
 use crate::workload;
 
@@ -434,6 +434,33 @@ fn under_load(name: &str, combination: Combination, default_seed: u64) {
     sync.wait_for_lsn(scenario.source.lsn(), Duration::from_secs(60));
     sync.terminate().expect(0);
     scenario.converge(&workload::TABLES);
+    is_well(&scenario);
+}
+
+/// The lake shows the position; then a table changes its columns, and a fresh copy takes its place before it is read.
+#[test]
+fn a_copy_that_joins_meanwhile_is_no_difference() {
+    let mut scenario = Scenario::new("validate_copied", POSTGRES, TABLES);
+    scenario.source.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, v bool); INSERT INTO t SELECT i, true FROM generate_series(1, 100) i; \
+         CREATE TABLE bag (n int, v bool); ALTER TABLE bag REPLICA IDENTITY FULL; INSERT INTO bag SELECT i, true FROM generate_series(1, 100) i",
+    );
+    scenario.converge(&["public.t", "public.bag"]);
+    scenario.duckpipe.set("DUCKPIPE_SYNC__RESYNC", "auto");
+    let sync = scenario.duckpipe.sync();
+    sync.wait_for_output("INFO streaming", MINUTE);
+    let validating =
+        scenario.duckpipe.start_with(&["validate", "--json"], &[("DUCKPIPE_FAILPOINT", "validate_reached:stop")]);
+    wait_for("the position", MINUTE, || validating.is_stopped().then_some(()), || validating.tail());
+    scenario.source.execute("ALTER TABLE t ALTER v TYPE text; ALTER TABLE bag ALTER v TYPE text");
+    let joined = || sync.output().matches("the fresh copy streams with the others").count();
+    wait_for("both copies", MINUTE, || (joined() == 2).then_some(()), || sync.tail());
+    validating.signal("CONT");
+    let finished = validating.wait(MINUTE).expect(5);
+    let verdict = Verdict(serde_json::from_str(&finished.stdout).unwrap());
+    assert!(verdict.findings().is_empty(), "{:#}", verdict.0);
+    assert_eq!(finished.stdout.matches("copied afresh meanwhile").count(), 2, "{:#}", verdict.0);
+    sync.terminate().expect(0);
     is_well(&scenario);
 }
 

@@ -13,7 +13,7 @@ use super::log;
 use super::sync_point::ThroughSync;
 use crate::config::Config;
 use crate::error::{Because, Error, ErrorKind, Result};
-use crate::validate::{self, CompareOptions, Report, ValidateProgress};
+use crate::validate::{self, CompareOptions, FindingKind, Report, ValidateProgress};
 
 const DRAW_INTERVAL: Duration = Duration::from_millis(200);
 const SUMMARY_INTERVAL: Duration = Duration::from_secs(10);
@@ -74,7 +74,14 @@ async fn run(
     let lake = point.open_lake().await?;
     let report = validate::check_files(config, &lake, (&store, stored), arguments.table.as_deref(), progress).await;
     lake.shutdown().await;
-    report
+    let mut report = report?;
+    if report.findings.iter().any(|finding| finding.kind == FindingKind::FileMissing) {
+        let lake = point.open_lake().await?;
+        let forgotten = validate::forget_removed(&lake, &mut report).await;
+        lake.shutdown().await;
+        forgotten?;
+    }
+    Ok(report)
 }
 
 fn bar() -> ProgressBar {

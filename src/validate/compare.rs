@@ -242,6 +242,13 @@ impl Comparison<'_> {
         repair::changes(of_source, of_lake.sinks, &chosen.layout)
     }
 
+    /// Whether the table left the stream after the lake showed our position, or a fresh copy came after that: the catalog, which is shared,
+    /// tells of now.
+    async fn is_copied(&self, row: &TableRow) -> Result<bool> {
+        let behind = self.lake.behind_since(&self.config.name, self.snapshot).await?;
+        Ok(behind.contains(&row.source.to_string()))
+    }
+
     /// Compares a table; `None` where all that can be compared is equal.
     async fn table(
         &self,
@@ -255,11 +262,14 @@ impl Comparison<'_> {
         let lake_table = match self.lake.fitting_table(row, &chosen.layout).await {
             Ok(table) => table,
             Err(error) if error.kind() == ErrorKind::Table => {
+                if self.is_copied(row).await? {
+                    leave_out(report, COPIED);
+                    return Ok(None);
+                }
                 let definitions = self.lake.definitions(&self.config.name).await?;
                 if columns::is_changed(&definitions, row, &chosen.source) {
                     let why = "not compared: the source has changed its columns, which a running sync follows within seconds; try again";
-                    report.left_out = Some(why.into());
-                    report.errored = true;
+                    leave_out(report, why);
                 } else {
                     findings.push(Finding::new(FindingKind::TableMissing, &name, error.to_string()));
                 }
@@ -268,6 +278,10 @@ impl Comparison<'_> {
             Err(error) => return Err(error),
         };
         let registered = self.lake.registered(&[lake_table.table_id], false).await?;
+        if self.is_copied(row).await? {
+            leave_out(report, COPIED);
+            return Ok(None);
+        }
         let (files, mut found) = lake_rows::files_at(&registered, lake_table.table_id, &name, self.snapshot);
         findings.append(&mut found);
         report.files = Some(files.iter().map(|at| 1 + u64::from(at.delete.is_some())).sum());
@@ -311,6 +325,13 @@ impl Comparison<'_> {
         }
         Ok(Some(Differing { hashing, buckets }))
     }
+}
+
+const COPIED: &str = "not compared: it was copied afresh meanwhile; try again";
+
+fn leave_out(report: &mut TableReport, why: &str) {
+    report.left_out = Some(why.into());
+    report.errored = true;
 }
 
 /// One table on both sides.

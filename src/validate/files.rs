@@ -89,6 +89,19 @@ pub async fn check_files(
     Ok(report)
 }
 
+/// Takes back that files are missing which no version needs any more: those that a compaction replaced, and whose readers had their time,
+/// while they were checked. `lake` is a later look at the catalog than that of [`check_files`].
+///
+/// # Errors
+/// Kind `Transient` where the catalog can't be reached.
+pub async fn forget_removed(lake: &Lake, report: &mut Report) -> Result<()> {
+    let registered = lake.registered(&[], true).await?;
+    let known: HashSet<&str> = registered.all_paths.iter().map(String::as_str).collect();
+    let is_needed = |finding: &Finding| finding.file.as_deref().is_none_or(|file| known.contains(file));
+    report.findings.retain(|finding| finding.kind != FindingKind::FileMissing || is_needed(finding));
+    Ok(())
+}
+
 /// The data and delete files that are in the store. List them before the catalog is read: what is registered then, or about to be,
 /// was recorded before it was stored.
 pub async fn stored_files(store: &Store) -> Result<Vec<String>> {

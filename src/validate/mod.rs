@@ -29,7 +29,7 @@ mod sums;
 
 pub use columns::columns_changed;
 pub use compare::{CompareOptions, compare};
-pub use files::{check_files, stored_files};
+pub use files::{check_files, forget_removed, stored_files};
 pub use finding::{Finding, FindingKind, Report, TableReport};
 pub use position::SyncPoint;
 pub use progress::{ValidateProgress, ValidateStep};

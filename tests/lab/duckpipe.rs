@@ -338,6 +338,12 @@ impl Running<'_> {
         finished
     }
 
+    /// Whether it was stopped, and not told to go on yet.
+    pub fn is_stopped(&self) -> bool {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
+        status.lines().any(|line| line.starts_with("State:\tT"))
+    }
+
     /// The peak of its resident memory until now, in bytes (`VmHWM`).
     pub fn peak_memory(&self) -> u64 {
         self.memory("VmHWM:")
