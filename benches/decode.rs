@@ -56,7 +56,7 @@ fn sbtest1() -> SourceTable {
                 not_null: true,
                 missing: None,
                 changed_by: 0,
-                labels: Default::default(),
+                parts: Default::default(),
             })
             .collect(),
         last_attnum: 4,
@@ -65,6 +65,7 @@ fn sbtest1() -> SourceTable {
         estimated_rows: 0,
         pages: 0,
         file_node: 1,
+        published: None,
         filter: None,
         partitions: None,
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::lab::{CatalogKind, Client, Combination, NativeLake, Running, StoreKind, assert_equal, wait_for};
-use crate::scenario::Scenario;
+use crate::scenario::{Scenario, assert_level};
 use crate::workload::Writer;
 
 const TABLES: &str = "[sync]\nflush_interval = \"50ms\"\n[[tables]]\nsource = \"public.*\"\n";
@@ -48,20 +48,25 @@ fn level(scenario: &Scenario<'_>, sync: &mut Running<'_>, what: &str) {
     sync.wait_until(what, MINUTE, |status| status.all("streaming") && status.applied_lsn() >= Some(lsn));
 }
 
-/// No version shows one table ahead of the other, but where it says so.
+/// No version shows one table ahead of the other, but where it says so; and then it keeps its rows until the whole copy takes their place.
 #[track_caller]
 fn examine(native: &NativeLake, least: usize) {
-    let (mut together, mut behind) = (0, 0);
-    for version in native.versions().iter().filter(|version| version.lsn().is_some()) {
-        if version.extra["behind"].as_object().is_some_and(|behind| behind.contains_key("public.t")) {
-            behind += 1;
+    let together = assert_level(native, &BOTH, "n", 1);
+    let (mut behind, mut last) = (0, None);
+    for version in native.versions() {
+        let Some(position) = version.extra["behind"].get("public.t") else {
+            // Versions without a position are made on the way to the copy's end.
+            last = last.filter(|_| version.lsn().is_none());
             continue;
-        }
-        let n = |table: &str| {
-            native.text(&format!("SELECT n FROM {} WHERE id = 1", NativeLake::table(table, Some(version.id))))
         };
-        assert_eq!(n("public.t"), n("public.other"), "version {}: {}", version.id, version.extra);
-        together += 1;
+        behind += 1;
+        let from = NativeLake::table("public.t", Some(version.id));
+        let rows = native.rows(&format!("SELECT count(*), sum(hash(id, n::VARCHAR)) FROM {from}"));
+        let now = (position.clone(), rows);
+        if let Some(last) = last.filter(|(known, _): &(_, _)| *known == now.0) {
+            assert_eq!(last, now, "version {} shows something of the copy", version.id);
+        }
+        last = Some(now);
     }
     assert!(together >= least && behind > 0, "{together} versions show both, {behind} do not");
 }
@@ -155,6 +160,7 @@ fn asked_for(combination: Combination) {
     let asked = scenario.duckpipe.run(&["tables", "resync", "--errored"]).expect(0).stdout;
     assert!(asked.contains("public.t:") && !asked.contains("other"), "{asked}");
     level(&scenario, &mut sync, "the copy of a table that stopped");
+    examine(&scenario.lake.open_beside_sync(), 10);
 
     scenario.source.execute(&format!(
         "DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY, n text, b int); INSERT INTO t VALUES (1, 'another', 1); \
@@ -258,6 +264,61 @@ fn a_catalog_that_hangs() {
     scenario.duckpipe.run(&["validate"]).expect(0);
 }
 
+/// A table that the publication did not send for a while, which no message tells: while `sync` runs, and while none does.
+#[test]
+fn what_the_publication_did_not_send() {
+    let mut scenario = copied("resync_unsent", Combination::EMBEDDED);
+    scenario.duckpipe.set("DUCKPIPE_SYNC__RESYNC", "auto");
+    let taken_out = |number: u64, back: bool| {
+        let publication = scenario.slot();
+        scenario.source.execute(&format!("ALTER PUBLICATION {publication} DROP TABLE t"));
+        both_at_once(&scenario.source, number);
+        if back {
+            scenario.source.execute(&format!("ALTER PUBLICATION {publication} ADD TABLE t"));
+            both_at_once(&scenario.source, number + 1);
+        }
+    };
+    let mut sync = scenario.duckpipe.sync();
+    sync.wait_for_output("INFO streaming", MINUTE);
+    for (times, back) in [(1, true), (2, false)] {
+        taken_out(times as u64 * 10, back);
+        let joined = || sync.output().matches("the fresh copy streams with the others").count();
+        wait_for("the copy", MINUTE, || (joined() == times).then_some(()), || sync.tail());
+        both_at_once(&scenario.source, times as u64 * 10 + 5);
+        level(&scenario, &mut sync, "copied");
+        assert_equal(&scenario.source, &scenario.lake.open_beside_sync(), "public.t");
+    }
+    sync.terminate().expect(0);
+    taken_out(30, true);
+    let mut sync = scenario.duckpipe.sync();
+    sync.wait_for_output("the fresh copy streams with the others", MINUTE);
+    both_at_once(&scenario.source, 40);
+    level(&scenario, &mut sync, "the end");
+    sync.terminate().expect(0);
+    scenario.assert_equal(&BOTH);
+}
+
+/// Columns and heap change while the table's definition is read: it is read again, or nothing tells later that both changed at once.
+#[test]
+fn a_definition_that_changes_while_it_is_read() {
+    let mut scenario = copied("resync_torn", Combination::EMBEDDED);
+    scenario.duckpipe.set("DUCKPIPE_SYNC__RESYNC", "auto");
+    let mut sync = scenario.duckpipe.sync();
+    sync.wait_for_output("INFO streaming", MINUTE);
+    level(&scenario, &mut sync, "the stream");
+    let (somebody, watcher) = (scenario.source.connect(), scenario.source.connect());
+    // Whoever reads the definition waits here, with a part of it read.
+    somebody.execute("BEGIN; LOCK TABLE pg_publication IN ACCESS EXCLUSIVE MODE");
+    scenario.source.execute("ALTER TABLE t ALTER v SET DEFAULT 'd'");
+    let waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'pg_publication'::regclass";
+    wait_for("a look", MINUTE, || (watcher.number(waits) > 0).then_some(()), || sync.tail());
+    somebody.execute("ALTER TABLE t ALTER v TYPE text USING upper(v); COMMIT");
+    sync.wait_for_output("the fresh copy streams with the others", MINUTE);
+    level(&scenario, &mut sync, "the copy");
+    sync.terminate().expect(0);
+    scenario.assert_equal(&BOTH);
+}
+
 /// A column that keeps its type and gets other values in all rows, of which no message tells: while `sync` runs, with a row behind it or without, and
 /// while none does. What writes a table anew and leaves its values alone copies nothing.
 #[test]
@@ -325,6 +386,28 @@ fn other_values_of_the_same_type() {
     );
     level(&scenario, &mut sync, "with another label");
     assert_equal(&scenario.source, &native(&scenario), "public.t");
+
+    // An attribute more is a comma in every value that is there. (The column itself comes by a copy: it is read as text.)
+    let joined = |sync: &Running<'_>| sync.output().matches("the fresh copy streams with the others").count();
+    let copied = |sync: &mut Running<'_>, times: usize, what: &str| {
+        wait_for(what, MINUTE, || (joined(sync) == times).then_some(()), || sync.tail());
+        level(&scenario, sync, what);
+        assert_equal(&scenario.source, &native(&scenario), "public.t");
+    };
+    scenario.source.execute(
+        "CREATE TYPE inner_place AS (x int, y int); CREATE TYPE place AS (name text, at inner_place); \
+         ALTER TABLE t ADD places place[]; UPDATE t SET places = ARRAY[('a', (1, 2))::place] WHERE id < 100",
+    );
+    copied(&mut sync, 5, "with a composite");
+    scenario.source.execute("ALTER TYPE inner_place RENAME ATTRIBUTE y TO z");
+    scenario.source.execute("UPDATE t SET places = ARRAY[('b', (3, 4))::place] WHERE id < 10");
+    copied(&mut sync, 5, "with another name of an attribute");
+    scenario.source.execute("ALTER TYPE inner_place ADD ATTRIBUTE note text");
+    copied(&mut sync, 6, "with another attribute");
+    // Beside a change that can be followed.
+    scenario.source.execute("BEGIN; ALTER TYPE mood RENAME VALUE 'ok' TO 'fine'; ALTER TABLE t ADD k int; COMMIT");
+    scenario.source.execute("UPDATE t SET k = 1 WHERE id = 50");
+    copied(&mut sync, 7, "with both");
     sync.terminate().expect(0);
 
     scenario.source.execute("ALTER TABLE t ALTER a TYPE int USING a * 2");

@@ -164,6 +164,41 @@ fn what_is_refused() {
     assert_has(&foreign, "id < 100");
 }
 
+/// A role that owns nothing, and a table that is named while `sync` runs: its owner is told the whole statement.
+#[test]
+fn waits_for_the_owner() {
+    let filter = "id < 100";
+    let scenario = scenario("filter_owner", filter);
+    let role = "filter_owner_reader";
+    scenario.source.replication_role(role);
+    scenario.source.execute(&format!(
+        "GRANT SELECT ON t, other TO {role}; CREATE PUBLICATION \"{}\" FOR TABLE other",
+        scenario.slot()
+    ));
+    let named = scenario.duckpipe.configuration().replace(&scenario.source.url(), &scenario.source.url_of(role));
+    let filtered = format!("[[tables]]\nsource = \"public.t\"\nwhere = \"{filter}\"\n");
+    scenario.duckpipe.configure(&named.replace(&filtered, ""));
+    scenario.converge(&["public.other"]);
+    let mut sync = scenario.duckpipe.sync();
+    sync.wait_for_output("INFO streaming", MINUTE);
+    scenario.duckpipe.configure(&named);
+    sync.signal("HUP");
+    scenario.source.execute("INSERT INTO other VALUES (2)");
+    scenario.wait_for_state(&mut sync, "public.t", "pending");
+    let statement =
+        format!("ALTER PUBLICATION \"{}\" ADD TABLE ONLY \"public\".\"t\" WHERE ({filter})", scenario.slot());
+    let status = scenario.duckpipe.status();
+    let told = status.table("public.t")["error"].as_str().unwrap_or_default();
+    assert!(told.contains(&statement), "{told}");
+    scenario.source.execute(&statement);
+    scenario.wait_for_state(&mut sync, "public.t", "streaming");
+    scenario.source.execute("UPDATE t SET v = 'streams' WHERE id % 2 = 0");
+    scenario.wait_for_state(&mut sync, "public.t", "streaming");
+    sync.terminate().expect(0);
+    assert_has(&scenario, filter);
+    scenario.assert_equal(&["public.other"]);
+}
+
 /// Publications have filters from Postgres 15 on; before, the filter is refused, and nothing is made.
 #[test]
 fn needs_publications_with_filters() {

@@ -299,7 +299,7 @@ mod tests {
             not_null: false,
             missing: None,
             changed_by: 0,
-            labels: Default::default(),
+            parts: Default::default(),
         };
         map_column(&column, forced_text)
     }
@@ -381,7 +381,7 @@ mod tests {
             not_null: false,
             missing: None,
             changed_by: 0,
-            labels: Default::default(),
+            parts: Default::default(),
         };
         let dimensions = |column: &mut SourceColumn, dimensions| {
             column.pg_type.element.as_mut().unwrap().dimensions = dimensions;

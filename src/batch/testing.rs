@@ -113,7 +113,7 @@ pub(crate) fn table(columns: &[(&str, &str)], key: &[&str], replica_identity: Re
             not_null: false,
             missing: None,
             changed_by: 0,
-            labels: Default::default(),
+            parts: Default::default(),
         })
         .collect();
     let last_attnum = columns.last().map_or(0, |column| column.attnum);
@@ -128,6 +128,7 @@ pub(crate) fn table(columns: &[(&str, &str)], key: &[&str], replica_identity: Re
         pages: 0,
         file_node: 1,
         last_attnum,
+        published: None,
         filter: None,
         partitions: None,
     }

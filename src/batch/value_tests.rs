@@ -60,7 +60,7 @@ fn column(type_name: &str) -> mapping::ColumnMapping {
         not_null: false,
         missing: None,
         changed_by: 0,
-        labels: Default::default(),
+        parts: Default::default(),
     };
     mapping::map_column(&column, false)
 }

@@ -8,9 +8,9 @@ use tokio_postgres::{Row, SimpleQueryMessage};
 use super::failure::from_client;
 use super::partitions::{self, Partition};
 use super::pattern::TablePattern;
-use super::row_filter;
 use super::session::Session;
 use super::table::{ArrayElement, PgType, PgTypeKind, ReplicaIdentity, SourceColumn, SourceTable, TableName};
+use super::{publication, row_filter};
 use crate::error::{Because, Error, ErrorKind, Result};
 
 /// Domains over domains over arrays over domains: as deep as this, and no deeper.
@@ -55,9 +55,21 @@ pub async fn describe_table(
 }
 
 /// As [`describe_table`], for a table whatever it is called now, and but for the size, which is left at 0 pages: whoever measures a table
-/// waits for whoever has locked it.
+/// waits for whoever has locked it. All of it is of one moment: who compares two of them must not miss that two things changed at once.
+///
+/// # Errors
+/// Kind `Transient` where the source does not answer, or the table changes all the time.
 pub async fn describe_definition(session: &Session, oid: Oid, publication: &str) -> Result<Option<SourceTable>> {
-    describe(session, Wanted::Oid(oid), Some(publication), false).await
+    let mut before = definition_marks(session, &[oid]).await?;
+    for _ in 0..READ_AGAIN {
+        let described = describe(session, Wanted::Oid(oid), Some(publication), false).await?;
+        let after = definition_marks(session, &[oid]).await?;
+        if after == before {
+            return Ok(described);
+        }
+        before = after;
+    }
+    Err(Error::new(ErrorKind::Transient, format!("the definition of table {oid} changes all the time")))
 }
 
 /// What a table is called now; `None` where it is gone.
@@ -69,11 +81,21 @@ pub async fn name_of(session: &Session, oid: Oid) -> Result<Option<TableName>> {
     Ok(row.map(|row| TableName { schema: row.get(0), table: row.get(1) }))
 }
 
-/// The values of the enum that a column's type is or is made of: those of `pg_attribute a`, as rows of `pg_enum`.
-const ENUMS: &str = "WITH RECURSIVE made AS (SELECT a.atttypid AS oid \
-    UNION SELECT CASE t.typtype WHEN 'd' THEN t.typbasetype ELSE t.typelem END FROM made m JOIN pg_type t ON t.oid = m.oid \
-          WHERE t.typtype = 'd' OR t.typelem <> 0) \
-    SELECT v.oid, v.enumlabel, v.xmin FROM pg_enum v WHERE v.enumtypid IN (SELECT oid FROM made)";
+/// How often a definition that changes while it is read is read again.
+const READ_AGAIN: u32 = 10;
+
+/// What the texts of a column's values depend on beside the values: the labels of the enums and the attributes of the composites that the
+/// type of `pg_attribute a` is, or is made of. Rows of what it is and how it looks.
+const PARTS: &str = "WITH RECURSIVE made AS (SELECT a.atttypid AS oid \
+    UNION SELECT part FROM made m JOIN pg_type t ON t.oid = m.oid, \
+          LATERAL (SELECT CASE t.typtype WHEN 'd' THEN t.typbasetype ELSE t.typelem END AS part \
+                   UNION ALL SELECT r.rngsubtype FROM pg_range r WHERE t.oid IN (r.rngtypid, r.rngmultitypid) \
+                   UNION ALL SELECT f.atttypid FROM pg_attribute f \
+                             WHERE t.typtype = 'c' AND f.attrelid = t.typrelid AND f.attnum > 0 AND NOT f.attisdropped) p) \
+    SELECT v.oid::text AS part, v.enumlabel::text AS look FROM pg_enum v WHERE v.enumtypid IN (SELECT oid FROM made) \
+    UNION ALL SELECT 'composite ' || t.oid, string_agg(concat_ws(' ', f.attnum, f.atttypid, f.atttypmod), ', ' ORDER BY f.attnum) \
+              FROM pg_type t JOIN pg_attribute f ON f.attrelid = t.typrelid AND f.attnum > 0 AND NOT f.attisdropped \
+              WHERE t.typtype = 'c' AND t.oid IN (SELECT oid FROM made) GROUP BY t.oid";
 
 /// Which table is described.
 enum Wanted<'a> {
@@ -81,8 +103,8 @@ enum Wanted<'a> {
     Oid(Oid),
 }
 
-/// A number for each of these tables that are there, which is another one once the table's name, its heap, its columns, what their enums
-/// are made of, its key, its replica identity, its row filters or its partitions are. A table that has become a partition of another one of these is none any more. It waits for no lock.
+/// A number for each of these tables that are there, which is another one once the table's name, its heap, its columns, the enums and
+/// composites of these, its key, its replica identity, what publications send of it or its partitions are. A table that has become a partition of another one of these is none any more. It waits for no lock.
 pub async fn definition_marks(session: &Session, oids: &[Oid]) -> Result<hashbrown::HashMap<Oid, i64>> {
     let partitions = format!(
         "CASE WHEN c.relkind = 'p' THEN ({} SELECT string_agg(concat_ws(' ', t.oid, t.link, p.relfilenode), ',' ORDER BY t.oid) \
@@ -93,8 +115,8 @@ pub async fn definition_marks(session: &Session, oids: &[Oid]) -> Result<hashbro
         "SELECT c.oid, hashtextextended(concat_ws(' ', n.nspname, c.relname, c.relreplident, c.relfilenode, c.relnatts, \
                  (SELECT string_agg(concat_ws(' ', a.attnum, a.attname, a.atttypid, a.atttypmod, a.xmin), ',' ORDER BY a.attnum) \
                   FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), \
-                 (SELECT string_agg(concat_ws(' ', e.oid, e.xmin), ',' ORDER BY a.attnum, e.oid) \
-                  FROM pg_attribute a, LATERAL ({ENUMS}) e WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), \
+                 (SELECT string_agg(concat_ws(' ', e.part, e.look), ',' ORDER BY a.attnum, e.part) \
+                  FROM pg_attribute a, LATERAL ({PARTS}) e WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), \
                  (SELECT string_agg(concat_ws(' ', i.indkey, i.indisprimary, i.indisreplident), ',' ORDER BY i.indexrelid) \
                   FROM pg_index i WHERE i.indrelid = c.oid AND (i.indisprimary OR i.indisreplident))"
     );
@@ -105,9 +127,14 @@ pub async fn definition_marks(session: &Session, oids: &[Oid]) -> Result<hashbro
               WHERE r.prrelid = c.oid)"
         }
     };
+    let published = format!(
+        "(SELECT string_agg(m.oid::text, ',' ORDER BY m.oid) FROM ({}) m)",
+        publication::memberships(session.major_version())
+    );
     let from = "FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = ANY ($1) AND NOT (c.relispartition \
                 AND EXISTS (SELECT FROM pg_partition_ancestors(c.oid) a WHERE a.relid <> c.oid AND a.relid = ANY ($1)))";
-    let rows = session.client().query(&format!("{query}, {filters}, {partitions}), 0) {from}"), &[&oids]).await;
+    let rows =
+        session.client().query(&format!("{query}, {filters}, {published}, {partitions}), 0) {from}"), &[&oids]).await;
     let rows = rows.map_err(|error| from_client(error, "Looking at the tables' definitions"))?;
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
@@ -156,6 +183,10 @@ async fn describe(
         Some(publication) => row_filter::published(session, publication, oid).await?,
         None => None,
     };
+    let published = match publication {
+        Some(publication) => publication::membership(session, publication, oid).await?,
+        None => None,
+    };
     let columns = client.query(&columns_query(session.major_version()), &[&oid, &publication]).await.map_err(failed)?;
     let mut types = Types { session, rows: HashMap::new() };
     types.load(columns.iter().map(|row| row.get("atttypid")).collect()).await?;
@@ -194,6 +225,7 @@ async fn describe(
         },
         pages: u32::try_from(pages).unwrap_or(u32::MAX),
         file_node: row.get(4),
+        published,
         filter,
         partitions,
     }))
@@ -234,7 +266,7 @@ fn columns_query(major: u32) -> String {
         "SELECT a.attnum, a.attname, a.atttypid, a.atttypmod, a.attndims::int2 AS attndims, a.attnotnull, \
          CASE WHEN a.atthasmissing THEN (a.attmissingval::text::text[])[1] WHEN c.relkind = 'p' THEN {of_partitions} END AS missing, \
          format_type(a.atttypid, a.atttypmod) AS display, a.xmin::text::int8 AS changed_by, \
-         (SELECT jsonb_object_agg(e.oid::text, e.enumlabel)::text FROM ({ENUMS}) e) AS labels \
+         (SELECT jsonb_object_agg(e.part, e.look)::text FROM ({PARTS}) e) AS parts \
          FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid \
          LEFT JOIN (SELECT {list} AS list, {generated} AS generated FROM pg_publication p \
                     LEFT JOIN pg_publication_rel pr ON pr.prpubid = p.oid AND pr.prrelid = $1 \
@@ -309,9 +341,9 @@ impl Types<'_> {
             not_null: row.get("attnotnull"),
             missing: row.get("missing"),
             changed_by: row.get::<_, i64>("changed_by") as u32,
-            labels: match row.get::<_, Option<&str>>("labels") {
-                Some(labels) => serde_json::from_str(labels)
-                    .because(ErrorKind::Internal, || "reading the labels of an enum".to_owned())?,
+            parts: match row.get::<_, Option<&str>>("parts") {
+                Some(parts) => serde_json::from_str(parts)
+                    .because(ErrorKind::Internal, || "reading what a column's type is made of".to_owned())?,
                 None => BTreeMap::new(),
             },
         })

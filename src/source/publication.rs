@@ -1,5 +1,7 @@
 //! The publication: which tables' changes the slot sends.
 
+use tokio_postgres::types::Oid;
+
 use super::failure::from_client;
 use super::session::Session;
 use super::table::TableName;
@@ -95,6 +97,38 @@ pub async fn find(session: &Session, name: &str) -> Result<Option<Publication>> 
         truncate: row.get(5),
         via_root: row.get(6),
     }))
+}
+
+/// The rows of `pg_publication_rel` and `pg_publication_namespace` by which publications send the table `c` of `pg_class`, or what it is a
+/// partition of: numbers that are others once it was taken out and put in again.
+pub(super) fn memberships(major: u32) -> String {
+    let family = "SELECT c.oid UNION SELECT relid FROM pg_partition_ancestors(c.oid)";
+    let tables =
+        format!("SELECT r.prpubid AS publication, r.oid FROM pg_publication_rel r WHERE r.prrelid IN ({family})");
+    match major {
+        ..15 => tables,
+        _ => format!(
+            "{tables} UNION ALL SELECT n.pnpubid, n.oid FROM pg_publication_namespace n \
+             WHERE n.pnnspid IN (SELECT relnamespace FROM pg_class WHERE oid IN ({family}))"
+        ),
+    }
+}
+
+/// What says that the publication sends the changes of a table: another text once the table was taken out and put in again, when changes
+/// may have been passed over. `None`: they are not sent.
+///
+/// # Errors
+/// Kind `Transient` where the source does not answer.
+pub async fn membership(session: &Session, publication: &str, oid: Oid) -> Result<Option<String>> {
+    let query = format!(
+        "SELECT nullif(concat_ws(' ', CASE WHEN p.puballtables THEN 'all' END, \
+                (SELECT string_agg(m.oid::text, ' ' ORDER BY m.oid) FROM ({}) m WHERE m.publication = p.oid)), '') \
+         FROM pg_publication p, pg_class c WHERE p.pubname = $1 AND c.oid = $2",
+        memberships(session.major_version())
+    );
+    let row = session.client().query_opt(&query, &[&publication, &oid]).await;
+    let row = row.map_err(|error| from_client(error, "Reading what the publication sends"))?;
+    Ok(row.and_then(|row| row.get(0)))
 }
 
 /// The statement that creates the publication, for a server of this version. Changes of partitions are sent as their root's. From 18

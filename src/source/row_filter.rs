@@ -3,6 +3,7 @@
 //! The server keeps a filter in a form of its own, and refuses UPDATEs and DELETEs of a table whose filter uses a column outside of its
 //! replica identity. Both are told by making a publication in a transaction that is rolled back.
 
+use tokio_postgres::SimpleQueryMessage;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Oid;
 
@@ -36,11 +37,12 @@ pub async fn published(session: &Session, publication: &str, oid: Oid) -> Result
     Ok(row.and_then(|row| row.get(0)))
 }
 
-/// What the server makes of a filter on a table, which is left as it is.
+/// What the server makes of a filter on a table, which is left as it is. `sent` is the filter that a publication has on it: a role that may
+/// not make one finds out that both are the same.
 ///
 /// # Errors
 /// Kind `Table`, where the server has no row filters or does not take this one.
-pub async fn understood(session: &Session, table: &TableName, filter: &str) -> Result<RowFilter> {
+pub async fn understood(session: &Session, table: &TableName, filter: &str, sent: Option<&str>) -> Result<RowFilter> {
     let cant = |why: &str, remedy: &str| {
         Err(Error::new(ErrorKind::Table, format!("{table} can't be filtered by {filter:?}: {why}")).remedy(remedy))
     };
@@ -69,8 +71,12 @@ pub async fn understood(session: &Session, table: &TableName, filter: &str) -> R
     if let Err(error) = made {
         return match error.code() {
             // Somebody else made the publication, and knows whether its filter is right.
-            Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
-                Ok(RowFilter { text: filter.trim().to_owned(), columns: Vec::new() })
+            Some(&SqlState::INSUFFICIENT_PRIVILEGE | &SqlState::READ_ONLY_SQL_TRANSACTION) => {
+                let same = match sent {
+                    Some(sent) if plan(session, table, filter).await? == plan(session, table, sent).await? => sent,
+                    _ => filter.trim(),
+                };
+                Ok(RowFilter { text: same.to_owned(), columns: Vec::new() })
             }
             Some(_) => {
                 let why = error.as_db_error().map_or_else(|| error.to_string(), |error| error.message().to_owned());
@@ -83,4 +89,22 @@ pub async fn understood(session: &Session, table: &TableName, filter: &str) -> R
     let row = read.map_err(|error| from_client(error, WHAT))?;
     let row = row.ok_or_else(|| Error::new(ErrorKind::Internal, "a row filter was made and is not there"))?;
     Ok(RowFilter { text: row.get(0), columns: row.get(1) })
+}
+
+/// How the server reads the rows of a filter, which it prints in its own form, whoever asks.
+async fn plan(session: &Session, table: &TableName, filter: &str) -> Result<Vec<String>> {
+    let failed = |error| from_client(error, "Examining a row filter").context(format!("{table} by {filter:?}"));
+    // Partitions that have no such rows would be left out, whatever else the filter says.
+    let begin = "BEGIN; SET LOCAL enable_partition_pruning = off; SET LOCAL constraint_exclusion = off";
+    session.client().batch_execute(begin).await.map_err(failed)?;
+    let name = sql::qualified(&table.schema, &table.table);
+    let explain = format!("EXPLAIN (VERBOSE, COSTS OFF) SELECT FROM {name} WHERE ({filter})");
+    let explained = session.client().simple_query(&explain).await;
+    let ended = session.client().batch_execute("ROLLBACK").await;
+    let lines = explained.map_err(failed)?.into_iter().filter_map(|message| match message {
+        SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+        _ => None,
+    });
+    ended.map_err(failed)?;
+    Ok(lines.collect())
 }

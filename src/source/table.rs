@@ -32,6 +32,11 @@ pub struct SourceTable {
     /// `pg_class.relfilenode`: another one after all that writes the table anew (a change of type, VACUUM FULL, TRUNCATE). A
     /// partitioned table has none: 0.
     pub file_node: u32,
+    /// What says that the publication sends the table's changes: see [`publication::membership`]. `None`: nothing does, or it is not known.
+    ///
+    /// [`publication::membership`]: super::publication::membership
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub published: Option<String>,
     /// Which rows the publication sends, as SQL; `None`: all. What it sends of others is as if they were not there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub filter: Option<String>,
@@ -103,9 +108,10 @@ pub struct SourceColumn {
     /// `pg_attribute.xmin`: the transaction that changed the column last. 0: not known.
     #[serde(default)]
     pub changed_by: u32,
-    /// The labels of the enum that its values are of, or are made of, by their oids (`pg_enum`).
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub labels: BTreeMap<u32, String>,
+    /// What the texts of its values depend on: the labels of enums by their oids (`pg_enum`), the attributes of composites by
+    /// `composite` and their oids (`pg_type`).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", alias = "labels")]
+    pub parts: BTreeMap<String, String>,
 }
 
 /// `pg_class.relreplident`.

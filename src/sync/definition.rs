@@ -108,6 +108,9 @@ impl Definitions<'_> {
         relation: Option<&Relation>,
     ) -> Result<Changed> {
         prepare::check_identity(&source)?;
+        if let Some(why) = other_values(known, &source) {
+            return Err(unclear(known, why));
+        }
         let layout = match layout_of(self.config, &table.selected, &source) {
             Some(layout) => layout.map_err(|error| unclear(known, &error.to_string()))?,
             None => return Err(unclear(known, "[[tables]] names it no longer")),
@@ -201,18 +204,22 @@ pub fn is_same(one: &SourceTable, other: &SourceTable) -> bool {
 }
 
 const RECAST: &str = "it was written anew, and a column of it was changed at that time: its values may be others now";
-const RELABELLED: &str = "a value of an enum has another label";
+const PASSED_OVER: &str = "the publication does not send its changes any more, or did not for a while";
+const RELABELLED: &str = "a value of an enum has another label, or a composite type other attributes";
 
-/// Why the values of rows that are there may be others now, though the table looks as before.
+/// Why the values of rows that are there may be others now, though the table looks as before and no message tells of it.
 pub fn other_values(known: &SourceTable, now: &SourceTable) -> Option<&'static str> {
     if is_recast(known, now) {
         return Some(RECAST);
     }
+    if known.published.is_some() && known.published != now.published {
+        return Some(PASSED_OVER);
+    }
     let relabelled = |column: &SourceColumn| {
         let before = known.columns.iter().find(|before| before.attnum == column.attnum);
         before.is_some_and(|before| {
-            let mut labels = before.labels.iter();
-            labels.any(|(oid, label)| column.labels.get(oid).is_some_and(|now| now != label))
+            let mut parts = before.parts.iter();
+            parts.any(|(part, look)| column.parts.get(part).is_some_and(|now| now != look))
         })
     };
     now.columns.iter().any(relabelled).then_some(RELABELLED)

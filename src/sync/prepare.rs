@@ -134,10 +134,11 @@ pub async fn choose_tables(session: &Session, config: &Config, publication: Opti
 pub async fn check_unchanged(session: &Session, described: &SourceTable, publication: &str) -> Result<()> {
     let now = catalog::describe_table(session, &described.name, Some(publication)).await?;
     let same = |now: &SourceTable| {
-        (now.oid, &now.columns, &now.key, now.replica_identity)
-            == (described.oid, &described.columns, &described.key, described.replica_identity)
+        (now.oid, &now.columns, &now.key, now.replica_identity, &now.published)
+            == (described.oid, &described.columns, &described.key, described.replica_identity, &described.published)
     };
-    if now.as_ref().is_some_and(same) {
+    // One that was made anew meanwhile has the name of one that is sent, and is not sent itself.
+    if now.as_ref().is_some_and(|now| same(now) && now.published.is_some()) {
         return Ok(());
     }
     Err(Error::new(ErrorKind::Conflict, format!("{} was altered while its copy began", described.name)))
@@ -256,7 +257,7 @@ async fn choose(session: &Session, table: &SelectedTable, publication: Option<&s
 /// # Errors
 /// Kind `Table`, where the server does not take it, or would refuse the table's UPDATEs for it.
 pub async fn filter_of(session: &Session, source: &SourceTable, filter: &str) -> Result<String> {
-    let understood = row_filter::understood(session, &source.name, filter).await?;
+    let understood = row_filter::understood(session, &source.name, filter, source.filter.as_deref()).await?;
     let is_sent = |attnum: &i16| source.key.iter().any(|&key| source.columns[key].attnum == *attnum);
     let other = match source.replica_identity {
         ReplicaIdentity::Full => None,

@@ -334,9 +334,9 @@ impl Runner<'_> {
             publication::create(&self.session, &source.publication, &sent).await?;
         }
         let published = self.published(&self.session).await?;
-        let mut filters = Vec::with_capacity(chosen.len());
+        let mut sources = Vec::with_capacity(chosen.len());
         for table in chosen {
-            filters.push(self.publish(&self.session, &published, table).await?);
+            sources.push(self.publish(&self.session, &published, table).await?);
         }
         if slot.is_some() {
             slot::drop(&self.session, &source.slot).await?;
@@ -345,14 +345,14 @@ impl Runner<'_> {
         let created = replication.create_slot(&source.slot).await?;
         failpoint("slot");
         let holder = SnapshotHolder::import(&self.settings, &created.snapshot).await?;
-        for table in chosen {
-            prepare::check_unchanged(&self.session, &table.source, &source.publication).await?;
+        for described in &sources {
+            prepare::check_unchanged(&self.session, described, &source.publication).await?;
         }
         let change = PipelineChange { lsn: Some(created.consistent_point), ..PipelineChange::default() };
         self.lake.set_state(&fence, PipelineState::Snapshot, &change).await?;
 
         let mut tables = Vec::with_capacity(chosen.len());
-        for (table, filter) in chosen.iter().zip(filters) {
+        for (table, described) in chosen.iter().zip(sources) {
             let new = NewTable {
                 source_oid: table.source.oid,
                 source: table.source.name.clone(),
@@ -369,7 +369,7 @@ impl Runner<'_> {
             let selected = table.source.name.clone();
             let partitioned = table.source.partitions.is_some();
             let ready = SyncTable { oid: table.source.oid, selected, partitioned, layout, lake, progress };
-            tables.push((Arc::new(ready), SourceTable { filter, ..table.source.clone() }));
+            tables.push((Arc::new(ready), described));
         }
         for (_, source) in &mut tables {
             holder.settle(source).await?;

@@ -30,7 +30,7 @@ use crate::source::replication::ReplicationConnection;
 use crate::source::session::Session;
 use crate::source::slot;
 use crate::source::snapshot::SnapshotHolder;
-use crate::source::table::{SourceTable, TableName};
+use crate::source::table::TableName;
 use crate::sync::boundary::Boundary;
 use crate::sync::failpoint::failpoint;
 use crate::sync::flush::SyncTable;
@@ -304,9 +304,8 @@ impl Runner<'_> {
         let chosen = chosen.await?;
         check_mode(row, chosen.layout.mode)?;
         prepare::refuse_partition(session, &chosen.source, &self.lake.tables(&self.config.name).await?).await?;
-        let filter = self.publish(session, &published, &chosen).await?;
-        let ChosenTable { source, layout, target, view, .. } = chosen;
-        let source = SourceTable { filter, ..source };
+        let source = self.publish(session, &published, &chosen).await?;
+        let ChosenTable { layout, target, view, .. } = chosen;
         if target != row.target {
             let what = format!("{} is the lake's {}, but has the target {target} now", row.source, row.target);
             return Err(Error::new(ErrorKind::Table, what).remedy("copy everything anew: `duckpipe sync --resnapshot`"));

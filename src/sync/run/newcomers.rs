@@ -8,7 +8,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::lake::{NewTable, TableRow, TableState, Wanted};
 use crate::source::publication::Publication;
 use crate::source::session::Session;
-use crate::source::table::TableName;
+use crate::source::table::{SourceTable, TableName};
 use crate::source::{catalog, publication, row_filter};
 use crate::sync::failpoint::failpoint;
 use crate::sync::pipeline::Pipeline;
@@ -126,13 +126,20 @@ impl Runner<'_> {
         })
     }
 
-    /// Has the publication send the table, where it is ours to say. Returns which of its rows that sends: `None`, all.
+    /// Has the publication send the table, where it is ours to say. Returns the table with which of its rows that sends, and why.
     pub(super) async fn publish(
         &self,
         session: &Session,
         published: &Publication,
         table: &ChosenTable,
-    ) -> Result<Option<String>> {
+    ) -> Result<SourceTable> {
+        let filter = self.send(session, published, table).await?;
+        let published = publication::membership(session, &published.name, table.source.oid).await?;
+        Ok(SourceTable { filter, published, ..table.source.clone() })
+    }
+
+    /// Has the publication send it. Returns which of its rows that sends: `None`, all.
+    async fn send(&self, session: &Session, published: &Publication, table: &ChosenTable) -> Result<Option<String>> {
         let name = &table.source.name;
         prepare::check_generated(session, &published.name, std::slice::from_ref(name)).await?;
         let in_parts = table.source.partitions.is_some() && !published.via_root;
