@@ -148,6 +148,7 @@ fn replays(combination: Combination) {
         assert_eq!(kept.number(&untimed), 0, "changes of {table} without a time");
     }
     assert!(seen >= 30, "{seen} versions");
+    assert_eq!(kept.text("SELECT typeof(any_value(_lsn)) FROM lake.public.t"), "UBIGINT");
     // Under FULL the whole row is there before the change, and when it is gone; else its key.
     let before = |table: &str| {
         format!("SELECT count(*) FROM lake.public.{table} WHERE _op IN ('before', 'delete') AND large IS NOT NULL")

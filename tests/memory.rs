@@ -64,6 +64,10 @@ fn stays_within(limit: u64, name: &str) {
         "one transaction that loads twice, truncating before",
         &format!("BEGIN; {load}; TRUNCATE big; {load}; COMMIT"),
     );
+    step(
+        "one transaction of which a savepoint is taken back",
+        &format!("BEGIN; SAVEPOINT s; {update}; ROLLBACK TO s; UPDATE big SET k = 0 WHERE id <= 1000; COMMIT"),
+    );
     running.terminate().expect(0);
     assert_eq!(assert_equal(&client, &lake.open_native(), "public.big"), rows);
 }

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::lab::{CatalogKind, Combination, Running, Status, StoreKind, assert_equal};
-use crate::scenario::Scenario;
+use crate::lab::{CatalogKind, Combination, NativeLake, Running, Status, StoreKind, assert_equal};
+use crate::scenario::{Scenario, assert_level};
 use crate::workload::Writer;
 
 const SYNC: &str = "[sync]\nflush_interval = \"50ms\"\n";
@@ -66,6 +66,7 @@ fn come_and_go(combination: Combination) {
     for table in ["public.stays", "public.comes"] {
         assert_equal(&scenario.source, &native, table);
     }
+    assert!(assert_level(&native, &["public.stays", "public.comes"], "v", 7) > 0, "no version shows both");
     drop(native);
 
     // It goes: the lake has its very last rows.
@@ -79,7 +80,8 @@ fn come_and_go(combination: Combination) {
     assert_eq!(state(&scenario.duckpipe.status(), "public.comes"), "dropped");
     scenario.duckpipe.run(&["validate"]).expect(0);
 
-    // Another one of that name is another one.
+    // Another one of that name is another one, and takes its place in one version.
+    let before = scenario.version_ids().pop().unwrap();
     scenario
         .source
         .execute("CREATE TABLE comes (id int PRIMARY KEY, other date); INSERT INTO comes VALUES (1, '2026-01-01')");
@@ -87,8 +89,22 @@ fn come_and_go(combination: Combination) {
     waits_for(&scenario, &mut sync, "public.comes", "streaming");
     scenario.source.execute("INSERT INTO comes VALUES (2, '2026-01-02'); UPDATE stays SET v = 'and on'");
     waits_for(&scenario, &mut sync, "public.comes", "streaming");
-    sync.terminate().expect(0);
+    let finished = sync.terminate().expect(0);
+    assert!(finished.output().contains("was dropped and made anew"), "{}", finished.output());
     scenario.assert_equal(&["public.stays", "public.comes"]);
+    let native = scenario.lake.open_native();
+    assert_eq!(native.number(&last.replace("comes", &format!("comes AT (VERSION => {before})"))), 10);
+    for version in native.versions().iter().filter(|version| version.id > before) {
+        let from = NativeLake::table("public.comes", Some(version.id));
+        let former = native.try_rows(&format!("SELECT v FROM {from}")).map_or(0, |rows| rows.len());
+        let rows = native.number(&format!("SELECT count(*) FROM {from}"));
+        assert!(
+            former > 20_000 || former == 0 && rows > 0,
+            "version {} shows {former} former rows, {rows} in all",
+            version.id
+        );
+    }
+    drop(native);
     scenario.duckpipe.run(&["validate", "--files"]).expect(0);
 }
 
@@ -136,7 +152,7 @@ fn killed_while_tables_come_and_go() {
     let mut scenario = Scenario::new("come_killed", POSTGRES, &tables);
     scenario.source.execute(&rows("stays", 100));
     scenario.converge(&["public.stays"]);
-    for failpoint in ["newcomer_published", "newcomer_made", "beside_joined"] {
+    for failpoint in ["newcomer_published", "newcomer_made", "beside_slot", "beside_joined"] {
         scenario.source.execute(&rows(failpoint, 300));
         scenario.duckpipe.die_at(failpoint, 1);
         let died = scenario.duckpipe.sync().wait(MINUTE);
@@ -152,6 +168,8 @@ fn killed_while_tables_come_and_go() {
         waits_for(&scenario, &mut sync, &table, "streaming");
         sync.terminate().expect(0);
         scenario.assert_equal(&["public.stays", &table]);
+        let slots = format!("SELECT count(*) FROM pg_replication_slots WHERE database = '{}'", scenario.source.name());
+        assert_eq!(scenario.source.number(&slots), 1, "{failpoint}: the copy's slot is left");
     }
     scenario.source.execute("UPDATE newcomer_made SET v = 'the last'");
     scenario.source.execute("DROP TABLE newcomer_made");

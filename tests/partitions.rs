@@ -151,8 +151,13 @@ fn what_no_message_tells_while_nobody_runs() {
     scenario.assert_equal(&[TABLE]);
 }
 
-/// Made, filled, and gone or emptied before the catalog was looked at: only the stream tells of such a partition.
-const BETWEEN_LOOKS: [(&str, &str); 3] = [
+/// Attached with rows, or made, filled, and gone or emptied, before the catalog was looked at: only the stream tells of such a partition.
+const BETWEEN_LOOKS: [(&str, &str); 4] = [
+    (
+        "CREATE TABLE comes (LIKE events INCLUDING ALL); INSERT INTO comes VALUES (1, 91, 'brought'); \
+         ALTER TABLE events ATTACH PARTITION comes FOR VALUES FROM (90) TO (100); UPDATE events SET note = 'told' WHERE day IN (91, 11)",
+        "public.comes was attached",
+    ),
     (
         "CREATE TABLE brief PARTITION OF events FOR VALUES FROM (100) TO (110); \
          INSERT INTO events SELECT i, 105, 'gone' FROM generate_series(1, 50) i; DROP TABLE brief",

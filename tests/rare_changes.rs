@@ -33,6 +33,11 @@ fn cases() -> Vec<Case> {
              INSERT INTO vacuumed VALUES (51, 'new', 8)",
         ),
         case(
+            "volatile",
+            "CREATE TABLE volatile (id int PRIMARY KEY, v text); INSERT INTO volatile SELECT i, 'v' FROM generate_series(1, 50) i",
+            "ALTER TABLE volatile ADD r float8 DEFAULT random(); UPDATE volatile SET v = 'w' WHERE id < 10; INSERT INTO volatile VALUES (51, 'x')",
+        ),
+        case(
             "generated",
             "CREATE TABLE generated (id int PRIMARY KEY, n int); INSERT INTO generated SELECT i, i FROM generate_series(1, 50) i",
             "ALTER TABLE generated ADD twice int GENERATED ALWAYS AS (n * 2) STORED; UPDATE generated SET n = -n WHERE id < 10; \

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::lab::{CatalogKind, Combination, Comparison, Duckpipe, StoreKind};
-use crate::scenario::Scenario;
+use crate::lab::{CatalogKind, Combination, Comparison, Duckpipe, NativeLake, StoreKind};
+use crate::scenario::{Files, Scenario};
 
 const POSTGRES: Combination = Combination { catalog: CatalogKind::Postgres, store: StoreKind::Local };
 const MINUTE: Duration = Duration::from_secs(60);
@@ -124,6 +124,19 @@ fn where_it_can(combination: Combination) {
     scenario.duckpipe.run(&["validate"]).expect(0);
     scenario.duckpipe.run(&["validate", "--files"]).expect(0);
 
+    // Back and forth again, while `sync` runs; no file is written for it.
+    let files = |native: &NativeLake| Files::read(&scenario.lake, native).registered;
+    let registered = files(&scenario.lake.open_native());
+    let mut sync = scenario.duckpipe.sync();
+    sync.wait_until("the stream", MINUTE, |status| status.all("streaming"));
+    for (from, to) in [("shop", "public"), ("public", "shop")] {
+        scenario.source.execute(&format!("ALTER TABLE {from}.orders SET SCHEMA {to}"));
+        scenario.wait_for_state(&mut sync, &format!("{to}.orders"), "streaming");
+    }
+    sync.terminate().expect(0);
+    assert_is(&scenario, "shop.orders", "shop.orders");
+    assert_eq!(files(&scenario.lake.open_native()), registered);
+
     // Its namesake lies in a folder of its own.
     scenario
         .source
@@ -141,7 +154,7 @@ fn where_it_can(combination: Combination) {
     sync.terminate().expect(0);
     scenario.assert_equal(&["public.orders", "shop.orders"]);
     let native = scenario.lake.open_native();
-    let files = crate::scenario::Files::read(&scenario.lake, &native);
+    let files = Files::read(&scenario.lake, &native);
     files.assert_complete();
     files.assert_no_orphans();
     drop(native);

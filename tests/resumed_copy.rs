@@ -15,7 +15,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 const SYNC: &str = "[sync]\nflush_interval = \"50ms\"\nsnapshot_range = \"64KiB\"\n";
 const GOES_ON: &str = "the copy goes on with what an earlier try has read";
 
-/// About 400 pages, so 50 ranges; some values lie outside of them.
+/// About 350 pages, so 44 ranges; some values lie outside of them.
 const TABLE: &str = "CREATE TABLE t (id bigint PRIMARY KEY, n int, v text, large text); ALTER TABLE t ALTER large SET STORAGE EXTERNAL; \
      INSERT INTO t SELECT i, i % 97, repeat(md5(i::text), 3), CASE i % 500 WHEN 0 THEN repeat(md5(i::text), 200) END \
      FROM generate_series(1, 20000) i";
@@ -60,7 +60,7 @@ fn assert_nothing_is_left(scenario: &Scenario<'_>) {
     scenario.duckpipe.run(&["validate", "--files"]).expect(0);
 }
 
-/// Killed twice, with rows that change, move, go and come meanwhile, in the place of others too.
+/// Killed twice, at nine tenths, with rows that change, move, go and come meanwhile, in the place of others too.
 fn goes_on(combination: Combination) {
     let mut scenario = scenario(&format!("goes_on_{}", combination.name()), combination, TABLE);
     let client = scenario.source.connect();
@@ -68,8 +68,10 @@ fn goes_on(combination: Combination) {
     let is_old =
         "SELECT count(*) FROM t WHERE id = 1 AND age(xmin) > age(pg_snapshot_xmin(pg_current_snapshot())::text::xid)";
     wait_for("older transactions end", 3 * MINUTE, || (client.number(is_old) > 0).then_some(()), String::new);
-    die_after(&mut scenario, 30);
+    die_after(&mut scenario, 40);
     let native = scenario.lake.open_native();
+    let shown = native.try_rows("SELECT * FROM lake.public.t LIMIT 1");
+    assert!(shown.as_ref().is_ok_and(Vec::is_empty), "half of a copy shows: {shown:?}");
     let first = Files::read(&scenario.lake, &native).stored;
     drop(native);
     client.execute("UPDATE t SET n = n + 1 WHERE id % 700 < 50; DELETE FROM t WHERE id % 1100 < 40");
@@ -83,11 +85,11 @@ fn goes_on(combination: Combination) {
     client.execute(
         "UPDATE t SET id = -7 WHERE id = 7; UPDATE t SET id = 7 WHERE id = 8; UPDATE t SET id = 8 WHERE id = -7",
     );
-    let output = die_after(&mut scenario, 10);
-    assert_kept(&output, 30);
+    let output = die_after(&mut scenario, 2);
+    assert_kept(&output, 40);
     client.execute("UPDATE t SET n = -n WHERE id BETWEEN 3000 AND 3100; DELETE FROM t WHERE id > 19000 AND id < 19500");
     let output = scenario.duckpipe.sync_once().expect(0).output();
-    assert!((40..=42).contains(&ranges(&output)), "{output}");
+    assert!((42..=44).contains(&ranges(&output)), "{output}");
     let native = scenario.lake.open_native();
     assert_equal(&client, &native, "public.t");
     // Files that nothing of the above has touched are those of the first try.
@@ -113,7 +115,7 @@ fn goes_on_postgres() {
 fn begins_anew() {
     let keyless = TABLE.replace("PRIMARY KEY", "") + "; ALTER TABLE t REPLICA IDENTITY FULL";
     let cases = [
-        ("vacuum", TABLE, "VACUUM FULL t", &["sync", "--once"][..]),
+        ("vacuum", TABLE, "DELETE FROM t WHERE id % 2 = 0; VACUUM FULL t", &["sync", "--once"][..]),
         ("column", TABLE, "ALTER TABLE t ADD COLUMN more int DEFAULT 5", &["sync", "--once"]),
         ("truncate", TABLE, "TRUNCATE t; INSERT INTO t SELECT i FROM generate_series(1, 5000) i", &["sync", "--once"]),
         (

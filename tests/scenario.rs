@@ -57,6 +57,17 @@ impl<'a> Scenario<'a> {
         self.source.query(&sql).first().and_then(|row| row[0].clone()).unwrap_or_default()
     }
 
+    /// Waits until the source has been told that everything before this position is safe: it keeps no WAL for it any more.
+    #[track_caller]
+    pub fn wait_for_confirmation(&self, lsn: Lsn) {
+        wait_for(
+            &format!("the confirmation of {lsn}"),
+            Duration::from_secs(60),
+            || (self.confirmed() >= Some(lsn)).then_some(()),
+            || format!("confirmed {:?}", self.confirmed()),
+        );
+    }
+
     /// Bytes of WAL that the slot makes the source keep beyond its confirmed position.
     pub fn slot_lag(&self) -> i64 {
         self.source.number(&format!(
@@ -197,6 +208,29 @@ impl Files {
             .collect();
         assert!(orphans.is_empty(), "in the store, but neither registered nor scheduled for deletion: {orphans:?}");
     }
+}
+
+/// In every version with a position, those of the tables that are there and not said to be behind show the same value in the row of this
+/// id. Gives the number of versions that show all of them.
+#[track_caller]
+pub fn assert_level(native: &NativeLake, tables: &[&str], column: &str, id: i64) -> usize {
+    let mut together = 0;
+    for version in native.versions().iter().filter(|version| version.lsn().is_some()) {
+        let behind = |table: &str| version.extra["behind"].as_object().is_some_and(|behind| behind.contains_key(table));
+        let shown = |table: &&str| {
+            let from = NativeLake::table(table, Some(version.id));
+            native.try_rows(&format!("SELECT {column} FROM {from} WHERE id = {id}")).ok()
+        };
+        let shown: Vec<_> = tables.iter().filter(|table| !behind(table)).filter_map(shown).collect();
+        assert!(
+            shown.windows(2).all(|pair| pair[0] == pair[1]),
+            "version {}: {shown:?}: {}",
+            version.id,
+            version.extra
+        );
+        together += usize::from(shown.len() == tables.len());
+    }
+    together
 }
 
 /// Comparisons of several tables, prepared once.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use duckpipe::lsn::Lsn;
 
 use crate::lab::{CatalogKind, Client, Combination, Duckpipe, NativeLake, StoreKind, assert_equal, wait_for};
-use crate::scenario::Scenario;
+use crate::scenario::{Scenario, assert_level};
 use crate::workload::Writer;
 
 const SYNC: &str = "[sync]\nflush_interval = \"50ms\"\n";
@@ -69,6 +69,8 @@ fn every_command(combination: Combination) {
     scenario.wait_for_state(&mut sync, "public.t", "paused");
     assert_eq!(n(&scenario, "public.t"), stands);
     assert_ne!(n(&scenario, "public.stays"), before);
+    // No WAL is kept for it.
+    scenario.wait_for_confirmation(scenario.source.lsn());
     let refused = tables(&["resume", "public.stays"]);
     assert_ne!(refused.code, Some(0));
     assert!(refused.output().contains("there is nothing to resume"), "{}", refused.output());
@@ -97,6 +99,8 @@ fn every_command(combination: Combination) {
         .unwrap_or_else(|difference| panic!("{difference}"));
     let left = native.rows("SELECT table_name FROM duckdb_tables() WHERE database_name = 'lake' ORDER BY 1");
     assert_eq!(left, [[Some("more".to_owned())], [Some("stays".to_owned())]]);
+    let together = assert_level(&native, &["public.stays", "public.t", "public.more"], "n", 1);
+    assert!(together > 0, "no version shows all three");
     drop(native);
     let published = "SELECT string_agg(tablename, ' ' ORDER BY tablename) FROM pg_publication_tables";
     assert_eq!(scenario.source.text(published), "more stays");
@@ -167,6 +171,26 @@ fn a_table_that_is_dropped_while_it_is_paused() {
     scenario.duckpipe.run(&["validate"]).expect(0);
     scenario.converge(&["public.stays"]);
     assert_eq!(scenario.duckpipe.status().state("public.t"), "dropped");
+}
+
+/// While `sync` runs: its rows stay as they are from then on.
+#[test]
+fn a_table_that_is_removed() {
+    let scenario = scenario("commands_removed", Combination::EMBEDDED);
+    let mut sync = scenario.duckpipe.sync();
+    sync.wait_until("the stream", MINUTE, |status| status.all("streaming"));
+    scenario.source.execute("UPDATE t SET v = 'the last'; UPDATE stays SET v = 'x'");
+    scenario.wait_for_state(&mut sync, "public.t", "streaming");
+    scenario.duckpipe.run(&["tables", "remove", "public.t"]).expect(0);
+    scenario.wait_for_state(&mut sync, "public.t", "unknown");
+    scenario.source.execute("UPDATE t SET v = 'later'; UPDATE stays SET v = 'later'");
+    scenario.wait_for_state(&mut sync, "public.stays", "streaming");
+    sync.terminate().expect(0);
+    scenario.assert_equal(&["public.stays"]);
+    let last = "SELECT count(*) FROM lake.public.t WHERE v = 'the last'";
+    assert_eq!(scenario.lake.open_native().number(last), 2000);
+    let published = "SELECT string_agg(tablename, ' ' ORDER BY tablename) FROM pg_publication_tables";
+    assert_eq!(scenario.source.text(published), "stays");
 }
 
 /// Wherever it dies, what was wanted is done by the next start.

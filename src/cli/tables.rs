@@ -146,6 +146,10 @@ pub(super) async fn remove(config: &Config, overrides: &CliOverrides, remove: &R
     };
     if let Err(error) = asked {
         edit::replace_file(config, &text)?;
+        // The catalog may have taken it, and only its answer was lost: a table that is named is not removed.
+        if let Err(also) = reload(config).await {
+            tracing::warn!(error = %also, "the running sync was not told that the table stays");
+        }
         return Err(error);
     }
     reload(config).await

@@ -40,6 +40,8 @@ impl Runner<'_> {
         let mut entries = Arc::clone(&self.entries);
         loop {
             tokio::time::sleep(LOOK).await;
+            // A copy that begins takes what is wanted of its tables with it: what is said from now on comes after that.
+            let _turn = gate.turn().await;
             let now = self.config.tables();
             if !Arc::ptr_eq(&entries, &now) {
                 match self.follow_entries(&entries, &now).await {
@@ -47,7 +49,6 @@ impl Runner<'_> {
                     Err(error) => tracing::warn!(%error, "the catalog does not take what the configuration says now"),
                 }
             }
-            let _turn = gate.turn().await;
             match self.let_go(pipeline, Some((shared, gate))).await {
                 Err(error) if error.kind() == ErrorKind::Fenced => return Err(error),
                 Err(error) => {

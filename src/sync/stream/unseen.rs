@@ -77,7 +77,7 @@ impl Stream<'_> {
             && self.boundary.is_none()
             && !self.in_transaction
             && !self.streamed.in_block()
-            && self.unseen.next + OVERDUE <= Instant::now()
+            && self.unseen.next + OVERDUE.max(self.options.flush_interval) <= Instant::now()
     }
 
     /// At the end of a run: whether there is something left to do, for which the run must go on.
