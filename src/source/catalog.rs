@@ -85,7 +85,8 @@ pub async fn name_of(session: &Session, oid: Oid) -> Result<Option<TableName>> {
 const READ_AGAIN: u32 = 10;
 
 /// What the texts of a column's values depend on beside the values: the labels of the enums and the attributes of the composites that the
-/// type of `pg_attribute a` is, or is made of. Rows of what it is and how it looks.
+/// type of `pg_attribute a` is, or is made of. Rows of what it is and how it looks. What comes with the server (below `FirstNormalObjectId`,
+/// `src/include/access/transam.h`) is made of neither: to look at each column of thousands of tables took seconds.
 const PARTS: &str = "WITH RECURSIVE made AS (SELECT a.atttypid AS oid \
     UNION SELECT part FROM made m JOIN pg_type t ON t.oid = m.oid, \
           LATERAL (SELECT CASE t.typtype WHEN 'd' THEN t.typbasetype ELSE t.typelem END AS part \
@@ -96,6 +97,9 @@ const PARTS: &str = "WITH RECURSIVE made AS (SELECT a.atttypid AS oid \
     UNION ALL SELECT 'composite ' || t.oid, string_agg(concat_ws(' ', f.attnum, f.atttypid, f.atttypmod), ', ' ORDER BY f.attnum) \
               FROM pg_type t JOIN pg_attribute f ON f.attrelid = t.typrelid AND f.attnum > 0 AND NOT f.attisdropped \
               WHERE t.typtype = 'c' AND t.oid IN (SELECT oid FROM made) GROUP BY t.oid";
+
+/// The least OID of what users make.
+const OF_USERS: Oid = 16_384;
 
 /// Which table is described.
 enum Wanted<'a> {
@@ -116,7 +120,8 @@ pub async fn definition_marks(session: &Session, oids: &[Oid]) -> Result<hashbro
                  (SELECT string_agg(concat_ws(' ', a.attnum, a.attname, a.atttypid, a.atttypmod, a.xmin), ',' ORDER BY a.attnum) \
                   FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), \
                  (SELECT string_agg(concat_ws(' ', e.part, e.look), ',' ORDER BY a.attnum, e.part) \
-                  FROM pg_attribute a, LATERAL ({PARTS}) e WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), \
+                  FROM pg_attribute a, LATERAL ({PARTS}) e \
+                  WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.atttypid >= {OF_USERS}), \
                  (SELECT string_agg(concat_ws(' ', i.indkey, i.indisprimary, i.indisreplident), ',' ORDER BY i.indexrelid) \
                   FROM pg_index i WHERE i.indrelid = c.oid AND (i.indisprimary OR i.indisreplident))"
     );
@@ -266,7 +271,7 @@ fn columns_query(major: u32) -> String {
         "SELECT a.attnum, a.attname, a.atttypid, a.atttypmod, a.attndims::int2 AS attndims, a.attnotnull, \
          CASE WHEN a.atthasmissing THEN (a.attmissingval::text::text[])[1] WHEN c.relkind = 'p' THEN {of_partitions} END AS missing, \
          format_type(a.atttypid, a.atttypmod) AS display, a.xmin::text::int8 AS changed_by, \
-         (SELECT jsonb_object_agg(e.part, e.look)::text FROM ({PARTS}) e) AS parts \
+         CASE WHEN a.atttypid >= {OF_USERS} THEN (SELECT jsonb_object_agg(e.part, e.look)::text FROM ({PARTS}) e) END AS parts \
          FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid \
          LEFT JOIN (SELECT {list} AS list, {generated} AS generated FROM pg_publication p \
                     LEFT JOIN pg_publication_rel pr ON pr.prpubid = p.oid AND pr.prrelid = $1 \

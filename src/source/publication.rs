@@ -102,14 +102,14 @@ pub async fn find(session: &Session, name: &str) -> Result<Option<Publication>> 
 /// The rows of `pg_publication_rel` and `pg_publication_namespace` by which publications send the table `c` of `pg_class`, or what it is a
 /// partition of: numbers that are others once it was taken out and put in again.
 pub(super) fn memberships(major: u32) -> String {
-    let family = "SELECT c.oid UNION SELECT relid FROM pg_partition_ancestors(c.oid)";
-    let tables =
-        format!("SELECT r.prpubid AS publication, r.oid FROM pg_publication_rel r WHERE r.prrelid IN ({family})");
+    // As an array, so that the catalog's indexes serve: there may be thousands of tables.
+    let family = "ANY (ARRAY(SELECT c.oid UNION SELECT relid FROM pg_partition_ancestors(c.oid)))";
+    let tables = format!("SELECT r.prpubid AS publication, r.oid FROM pg_publication_rel r WHERE r.prrelid = {family}");
     match major {
         ..15 => tables,
         _ => format!(
             "{tables} UNION ALL SELECT n.pnpubid, n.oid FROM pg_publication_namespace n \
-             WHERE n.pnnspid IN (SELECT relnamespace FROM pg_class WHERE oid IN ({family}))"
+             WHERE n.pnnspid = ANY (ARRAY(SELECT f.relnamespace FROM pg_class f WHERE f.oid = {family}))"
         ),
     }
 }

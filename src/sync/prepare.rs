@@ -214,8 +214,8 @@ pub fn check_identity(source: &SourceTable) -> Result<()> {
     if source.replica_identity != ReplicaIdentity::Nothing {
         return Ok(());
     }
-    let name = &source.name;
-    Err(Error::new(ErrorKind::Table, format!("the replica identity of {name} is NOTHING"))
+    let name = qualified(&source.name.schema, &source.name.table);
+    Err(Error::new(ErrorKind::Table, format!("the replica identity of {} is NOTHING", source.name))
         .remedy(format!("ALTER TABLE {name} REPLICA IDENTITY DEFAULT; without a primary key, REPLICA IDENTITY FULL")))
 }
 
@@ -229,8 +229,9 @@ async fn choose(session: &Session, table: &SelectedTable, publication: Option<&s
     if source.key.is_empty() && source.replica_identity != ReplicaIdentity::Full {
         return Err(Error::new(ErrorKind::Table, format!("{name} has no primary key and no replica identity index"))
             .remedy(format!(
-                "give it one: ALTER TABLE {name} ADD PRIMARY KEY (…), or ALTER TABLE {name} REPLICA IDENTITY USING INDEX …; without \
-                 any, ALTER TABLE {name} REPLICA IDENTITY FULL"
+                "give it one: ALTER TABLE {0} ADD PRIMARY KEY (…), or ALTER TABLE {0} REPLICA IDENTITY USING INDEX …; without \
+                 any, ALTER TABLE {0} REPLICA IDENTITY FULL",
+                qualified(&name.schema, &name.table)
             )));
     }
     let mut partitions = source.partitions.iter().flatten();
@@ -270,8 +271,9 @@ pub async fn filter_of(session: &Session, source: &SourceTable, filter: &str) ->
         "{} can't be filtered by {filter:?}: {column} is not in its replica identity, so the source would refuse its UPDATEs",
         source.name
     );
+    let name = qualified(&source.name.schema, &source.name.table);
     Err(Error::new(ErrorKind::Table, what)
-        .remedy(format!("ALTER TABLE {} REPLICA IDENTITY FULL; or filter by columns of the key", source.name)))
+        .remedy(format!("ALTER TABLE {name} REPLICA IDENTITY FULL; or filter by columns of the key")))
 }
 
 /// Every table's rows must be there to be read.
