@@ -155,7 +155,7 @@ fn what_no_message_tells_while_nobody_runs() {
 const BETWEEN_LOOKS: [(&str, &str); 4] = [
     (
         "CREATE TABLE comes (LIKE events INCLUDING ALL); INSERT INTO comes VALUES (1, 91, 'brought'); \
-         ALTER TABLE events ATTACH PARTITION comes FOR VALUES FROM (90) TO (100); UPDATE events SET note = 'told' WHERE day IN (91, 11)",
+         ALTER TABLE events ATTACH PARTITION comes FOR VALUES FROM (90) TO (100); UPDATE events SET note = 'told' WHERE day = 11",
         "public.comes was attached",
     ),
     (
