@@ -3,7 +3,8 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Kills this process, as `kill -9` does, when `DUCKPIPE_FAILPOINT` names this point: `upload`, or `upload:3` for the third time
-/// that it is reached. `upload:stop` stops it there, as `kill -STOP` does, until it is told to go on. Costs one look at an environment variable; it exists in every build, so that tests run what users run.
+/// that it is reached. `upload:stop` stops it there, as `kill -STOP` does, until it is told to go on. Costs one look at an environment
+/// variable; it exists in every build, so that tests run what users run.
 pub fn failpoint(name: &str) {
     static PASSED: AtomicU32 = AtomicU32::new(0);
     let Ok(wanted) = std::env::var("DUCKPIPE_FAILPOINT") else { return };

@@ -94,9 +94,7 @@ impl Lake {
     pub async fn next_column_id(&self, table_id: i64) -> Result<i64> {
         self.run(move |session| next_column_id(session, table_id)).await
     }
-}
 
-impl Lake {
     /// Whether the lake's table is as an alteration makes it: its commit got in, though its answer did not come.
     ///
     /// # Errors
