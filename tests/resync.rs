@@ -153,6 +153,10 @@ fn asked_for(combination: Combination) {
     copies(&mut sync, 2, "the copy that was asked for before the start");
     resync("public.t").expect(0);
     copies(&mut sync, 3, "the copy of a table that streams");
+    // Each of these is one more version that shows both, or more of them.
+    for _ in 0..10 {
+        level(&scenario, &mut sync, "what is written beside the copies");
+    }
     writing.stop();
 
     scenario.source.execute("ALTER TABLE t ALTER a TYPE bigint; UPDATE t SET a = 5000000000 WHERE id = 1");

@@ -107,7 +107,10 @@ fn execute(connection: &Connection, settings: &QuerySettings, out: impl Write, c
     let select = guard.inspect(&settings.sql)?;
     let names = names(connection, &guard)?;
     select.check(&names)?;
-    close_off(connection, settings, &names)?;
+    // On more than one thread, DuckLake (DuckDB 1.5.5) may date all that it deleted from a file by the first such snapshot:
+    // what tells it to look at each row is shared by the threads, and written anew for each file that one of them opens.
+    let threads = if select.deleted_rows { 1 } else { settings.threads };
+    close_off(connection, settings, threads, &names)?;
     let columns = columns(connection, &select)?;
     let writer = Writer::new(settings.format, columns, out);
     match rows(connection, &select, writer, cancelled) {
@@ -200,14 +203,14 @@ fn judge_view(guard: &Guard, sql: &str) -> std::result::Result<Select, String> {
 }
 
 /// From here on the connection reads the lake's files only, and its settings stay as they are.
-fn close_off(connection: &Connection, settings: &QuerySettings, names: &LakeNames) -> Result<()> {
+fn close_off(connection: &Connection, settings: &QuerySettings, threads: u16, names: &LakeNames) -> Result<()> {
     let quoted = |text: &str| format!("'{}'", text.replace('\'', "''"));
     let path: Vec<String> = names.search_path.iter().map(|schema| format!("{LAKE}.{schema}")).collect();
     let path = if path.is_empty() { vec![LAKE.to_owned()] } else { path };
     let statements = [
         format!("SET search_path = {}", quoted(&path.join(","))),
         format!("SET memory_limit = '{}B'", settings.memory),
-        format!("SET threads = {}", settings.threads),
+        format!("SET threads = {threads}"),
         // A slash at the end, or data_path "lake" would open "lake2" too.
         format!("SET allowed_directories = [{}]", quoted(&format!("{}/", settings.data_path.trim_end_matches('/')))),
         "SET enable_external_access = false".to_owned(),

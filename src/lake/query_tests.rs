@@ -152,6 +152,18 @@ fn what_shows_the_lake_runs() {
 }
 
 #[test]
+fn deleted_rows_are_dated_on_one_thread() {
+    let lake = TestLake::new();
+    let threads = |from: &str| {
+        let sql = format!("SELECT DISTINCT current_setting('threads') FROM {from}");
+        lake.query(&sql, OutputFormat::Csv).unwrap().lines().nth(1).unwrap().to_owned()
+    };
+    assert_eq!(threads("public.orders"), "2");
+    assert_eq!(threads("lake.table_changes('orders', 0, 4)"), "1");
+    assert_eq!(threads("(FROM Ducklake_Table_Changes('lake', 'public', 'orders', 0, 4))"), "1");
+}
+
+#[test]
 fn a_large_sorted_result_stays_sorted() {
     let lake = TestLake::new();
     let csv = lake.query("SELECT i FROM range(500000) t(i) ORDER BY i DESC", OutputFormat::Csv).unwrap();
@@ -186,7 +198,7 @@ fn the_connection_itself_holds_where_the_guard_would_not() {
     let guard = Guard::open().unwrap();
     let closed = || {
         let connection = lake.open();
-        close_off(&connection, &lake.settings("", OutputFormat::Csv), &names(&connection, &guard).unwrap()).unwrap();
+        close_off(&connection, &lake.settings("", OutputFormat::Csv), 1, &names(&connection, &guard).unwrap()).unwrap();
         connection
     };
     // Statements that the guard lets through only by mistake: the closed-off connection must stop them too.

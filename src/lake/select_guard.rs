@@ -9,7 +9,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use duckdb::Connection;
 
-use super::select_lists::{EXPRESSIONS, FILE_ENDINGS, NODES, SCALAR_DENIED, SYSTEM_VIEWS, TABLE_FUNCTIONS};
+use super::select_lists::{
+    DELETED_ROWS, EXPRESSIONS, FILE_ENDINGS, NODES, SCALAR_DENIED, SYSTEM_VIEWS, TABLE_FUNCTIONS,
+};
 use crate::error::{Because, Error, ErrorKind, Result};
 
 /// The longest statement that is looked at, in bytes.
@@ -31,6 +33,8 @@ pub struct Select {
     pub tables: BTreeSet<TableReference>,
     /// The scalar and aggregate functions that it calls, in lower case.
     pub functions: BTreeSet<String>,
+    /// Whether it reads rows that the lake deleted, each with its snapshot: [`DELETED_ROWS`].
+    pub deleted_rows: bool,
 }
 
 /// A table as a statement names it; parts that are not given are empty.
@@ -232,7 +236,7 @@ struct Walk<'a> {
 
 impl Select {
     fn empty() -> Select {
-        Select { text: String::new(), tables: BTreeSet::new(), functions: BTreeSet::new() }
+        Select { text: String::new(), tables: BTreeSet::new(), functions: BTreeSet::new(), deleted_rows: false }
     }
 }
 
@@ -268,6 +272,7 @@ impl Walk<'_> {
             if !TABLE_FUNCTIONS.contains(&name.as_str()) {
                 return Err(refused(format!("the table function {name} is not allowed")));
             }
+            self.found.deleted_rows |= DELETED_ROWS.contains(&name.as_str());
             return Ok(());
         }
         // unnest stands among columns too, and the tree shows operators as functions.

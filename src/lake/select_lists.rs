@@ -38,6 +38,10 @@ pub(super) const TABLE_FUNCTIONS: &[&str] = &[
     "duckdb_views",
 ];
 
+/// Those among them that read deleted rows, each with the snapshot that deleted it.
+pub(super) const DELETED_ROWS: &[&str] =
+    &["table_changes", "table_deletions", "ducklake_table_changes", "ducklake_table_deletions"];
+
 /// Built-in scalar functions that have effects beyond their result, run SQL given as text, or stall.
 pub(super) const SCALAR_DENIED: &[&str] =
     &["currval", "json_execute_serialized_sql", "nextval", "pg_sleep", "query", "query_table", "sleep_ms", "write_log"];
