@@ -88,7 +88,7 @@ test-memory: optimised-program ## Peak memory with 5M rows and transactions of 5
 	@$(STEP) "memory" $(MEASURED) DUCKPIPE_TEST_ROWS=$${DUCKPIPE_TEST_ROWS:-5000000} cargo test --workspace --test main memory:: -- --nocapture --test-threads 1
 
 # What depends on the server: its WAL and what is done with it, end to end. Where the lake lies does not: one place is enough.
-POSTGRES_CORE := --skip postgres_local --skip postgres_s3 --skip the_largest_value --skip the_widest_table changes:: differential::random_writes_duckdb_local history::replays_duckdb keyless::equal_rows_are_counted_duckdb \
+POSTGRES_CORE := --skip postgres_local --skip postgres_s3 --skip the_largest_value --skip the_widest_table changes:: differential::random_writes_duckdb_local generated:: history::replays_duckdb keyless::equal_rows_are_counted_duckdb \
   lifecycle:: newcomers::come_and_go_duckdb partitions:: prefix_consistency:: renames::follows_duckdb renames::where_it_can_duckdb \
   resumed_copy::goes_on_duckdb resync::what_only_a_copy_mends_duckdb standby:: stopped_table:: streamed:: truncate:: types:: row_filters::needs
 VERSIONS ?= 14 15 16 17 18

@@ -253,6 +253,10 @@ fn the_largest_value() {
     scenario.source.execute("UPDATE large SET n = 2");
     sync.wait_for_lsn(scenario.source.lsn(), 2 * MINUTE);
     println!("left where they are: a peak of {} MB", sync.peak_memory() / 1_000_000);
+    assert!(
+        sync.peak_memory() < 256_000_000 + 8 * 200_000_000,
+        "a row that is larger than the budget costs eight times its size"
+    );
     sync.terminate().expect(0);
     assert_eq!(digest(&scenario.lake.open_native()), expected());
 }

@@ -580,26 +580,6 @@ fn a_signal_ends_a_copy_that_waits_for_a_lock() {
     scenario.converge(&["public.t"]);
 }
 
-/// From version 18 on the server refuses UPDATEs of a table whose REPLICA IDENTITY FULL has a generated column that a publication does
-/// not send. duckpipe's own publication sends it; somebody else's that does not is refused before the source suffers.
-#[test]
-fn generated_columns_of_a_full_identity() {
-    let scenario = Scenario::new("life_generated", Combination::EMBEDDED, "[[tables]]\nsource = \"public.t\"\n");
-    scenario.source.execute(
-        "CREATE TABLE t (id int PRIMARY KEY, n int, d int GENERATED ALWAYS AS (n + 1) STORED); \
-         ALTER TABLE t REPLICA IDENTITY FULL; INSERT INTO t SELECT i, i FROM generate_series(1, 100) i",
-    );
-    if scenario.source.number("SELECT current_setting('server_version_num')::int / 10000") >= 18 {
-        scenario.source.execute("CREATE PUBLICATION duckpipe_life_generated FOR TABLE t");
-        let finished = scenario.duckpipe.sync_once().expect(1);
-        assert!(finished.stderr.contains("publish_generated_columns = stored"), "{}", finished.stderr);
-        scenario.source.execute("DROP PUBLICATION duckpipe_life_generated");
-    }
-    scenario.converge(&["public.t"]);
-    scenario.source.execute("UPDATE t SET n = -n WHERE id <= 50; DELETE FROM t WHERE id > 90");
-    scenario.converge(&["public.t"]);
-}
-
 /// A standby that synchronises slots can take over: from version 17 on the slot is one of those.
 #[test]
 fn the_slot_fails_over_where_it_can() {

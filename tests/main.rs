@@ -16,6 +16,7 @@ mod differential;
 mod direct_commit;
 mod exactly_once;
 mod fan_in;
+mod generated;
 mod history;
 mod keyless;
 mod laboratory;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::lab::{CatalogKind, Combination, Comparison, Duckpipe, NativeLake, StoreKind};
+use crate::lab::{CatalogKind, Combination, Comparison, Duckpipe, NativeLake, Running, StoreKind};
 use crate::scenario::{Files, Scenario};
 
 const POSTGRES: Combination = Combination { catalog: CatalogKind::Postgres, store: StoreKind::Local };
@@ -98,9 +98,29 @@ fn keeps() {
     scenario.duckpipe.run(&["tables", "resync", "shop.renamed"]).expect(0);
     sync.wait_for_output("the fresh copy streams with the others", MINUTE);
     scenario.wait_for_state(&mut sync, "shop.renamed", "streaming");
+    // Another name while it streams. Its first one, which its lake's table has, is another table's now: that one can't have it.
+    scenario.source.execute(
+        "ALTER TABLE shop.renamed RENAME TO again; UPDATE shop.again SET v = 'again' WHERE id < 5; \
+         CREATE TABLE orders (LIKE shop.again INCLUDING ALL); INSERT INTO orders VALUES (1, 'a namesake')",
+    );
+    scenario.wait_for_state(&mut sync, "shop.again", "streaming");
+    let refused = "the lake's table public.orders: it is that of shop.";
+    sync.wait_for_output(refused, MINUTE);
+    let goes_on = |sync: &mut Running<'_>, v: &str| {
+        scenario.source.execute(&format!(
+            "UPDATE shop.again SET v = '{v}' WHERE id < 3; INSERT INTO stays SELECT count(*) FROM stays"
+        ));
+        scenario.wait_for_state(sync, "shop.again", "streaming");
+    };
+    goes_on(&mut sync, "beside its namesake");
     sync.terminate().expect(0);
+    let mut sync = scenario.duckpipe.sync();
+    sync.wait_for_output(refused, MINUTE);
+    goes_on(&mut sync, "after another start");
+    sync.terminate().expect(0);
+    scenario.assert_equal(&["public.stays"]);
     let native = scenario.lake.open_native();
-    let compared = Comparison::new(&scenario.source, &native, "shop.renamed", "public.orders", &["secret"]);
+    let compared = Comparison::new(&scenario.source, &native, "shop.again", "public.orders", &["secret"]);
     assert_eq!(compared.run(&scenario.source, &native).unwrap_or_else(|difference| panic!("{difference}")), 501);
     drop(native);
     scenario.duckpipe.run(&["validate"]).expect(0);

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use crate::lab::{CatalogKind, Client, Combination, NativeLake, Running, StoreKind, assert_equal, wait_for};
+use crate::lab::{
+    CatalogKind, Client, Combination, Comparison, NativeLake, Running, StoreKind, assert_equal, wait_for,
+};
 use crate::scenario::{Scenario, assert_level};
 use crate::workload::Writer;
 
@@ -300,6 +302,54 @@ fn what_the_publication_did_not_send() {
     level(&scenario, &mut sync, "the end");
     sync.terminate().expect(0);
     scenario.assert_equal(&BOTH);
+}
+
+/// Somebody else's publication with a column list, of which a column that it did not send becomes one: its values are in no message.
+/// And one that is not sent any more is the lake's no more.
+#[test]
+fn a_column_list_that_grows_and_shrinks() {
+    let mut scenario = Scenario::new("resync_list", Combination::EMBEDDED, TABLES);
+    if scenario.source.number("SELECT current_setting('server_version_num')::int / 10000") < 15 {
+        return;
+    }
+    scenario.duckpipe.set("DUCKPIPE_SYNC__RESYNC", "auto");
+    let publication = scenario.slot();
+    scenario.source.execute(&format!(
+        "CREATE TABLE t (id int PRIMARY KEY, n int, a int, v text); INSERT INTO t SELECT i, 0, i, 'v' FROM generate_series(1, 500) i; \
+         CREATE TABLE other (id int PRIMARY KEY, n int); INSERT INTO other SELECT i, 0 FROM generate_series(1, 200) i; \
+         CREATE PUBLICATION {publication} FOR TABLE t (id, n), other"
+    ));
+    let columns =
+        |native: &NativeLake| native.columns("public.t", None).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+    let assert_is = |left_out: &[&str]| {
+        let native = scenario.lake.open_native();
+        let compared = Comparison::new(&scenario.source, &native, "public.t", "public.t", left_out);
+        compared.run(&scenario.source, &native).unwrap_or_else(|difference| panic!("{difference}"));
+        let all = ["id", "n", "a", "v"].into_iter().filter(|name| !left_out.contains(name));
+        assert_eq!(columns(&native), all.collect::<Vec<_>>());
+    };
+    scenario.duckpipe.sync_once().expect(0);
+    assert_is(&["a", "v"]);
+
+    let mut sync = scenario.duckpipe.sync();
+    sync.wait_for_output("INFO streaming", MINUTE);
+    scenario.source.execute(&format!("ALTER PUBLICATION {publication} SET TABLE t (id, n, a), other"));
+    scenario.source.execute("UPDATE t SET n = 1 WHERE id < 10");
+    sync.wait_for_output("the fresh copy streams with the others", MINUTE);
+    level(&scenario, &mut sync, "the copy with another column");
+    sync.terminate().expect(0);
+    assert_is(&["v"]);
+
+    // Nobody runs, and no row follows.
+    scenario.source.execute(&format!("ALTER PUBLICATION {publication} SET TABLE t (id, n, v), other"));
+    let mut sync = scenario.duckpipe.sync();
+    sync.wait_for_output("the fresh copy streams with the others", MINUTE);
+    scenario.source.execute("UPDATE t SET n = 2, v = 'w' WHERE id < 20; UPDATE other SET n = 1");
+    level(&scenario, &mut sync, "the copy with another one");
+    sync.terminate().expect(0);
+    assert_is(&["a"]);
+    scenario.assert_equal(&["public.other"]);
+    scenario.duckpipe.run(&["validate"]).expect(0);
 }
 
 /// Columns and heap change while the table's definition is read: it is read again, or nothing tells later that both changed at once.

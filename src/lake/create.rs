@@ -32,8 +32,8 @@ pub struct NewTable {
     pub view: Option<TableName>,
     /// Its columns.
     pub layout: TableLayout,
-    /// Drop the pipeline's table of that name and make it anew where its columns are not the layout's. Without this such a
-    /// table is an error.
+    /// Take the pipeline's table of that name, also where another source table's rows are in it, and make it anew where its columns are
+    /// not the layout's. Without this such a table is an error.
     pub recreate: bool,
 }
 
@@ -47,12 +47,12 @@ impl Lake {
     /// Refuses a target that [`Lake::create_table`] would refuse, and a view that could not be made, before anything is written.
     ///
     /// # Errors
-    /// [`ErrorKind::Precondition`] where the target is another pipeline's, or exists and is nobody's.
-    pub async fn check_target(&self, pipeline: &str, target: &TableName, view: Option<&TableName>) -> Result<()> {
-        let (pipeline, target, view) = (pipeline.to_owned(), target.clone(), view.cloned());
+    /// [`ErrorKind::Precondition`] where the target is another pipeline's, or another source table's, or exists and is nobody's.
+    pub async fn check_target(&self, pipeline: &str, new: &NewTable) -> Result<()> {
+        let (pipeline, new) = (pipeline.to_owned(), new.clone());
         self.run(move |session| {
-            claimable(session, &pipeline, &target).map(drop).context(|| format!("the lake's table {target}"))?;
-            view.map_or(Ok(()), |view| fan_in::check(session, &view))
+            claimable(session, &pipeline, &new).map(drop).context(|| format!("the lake's table {}", new.target))?;
+            new.view.map_or(Ok(()), |view| fan_in::check(session, &view))
         })
         .await
     }
@@ -105,7 +105,7 @@ impl Lake {
         self.run(move |session| {
             session.locked_transaction(|session| {
                 pipeline::held(session, &fence)?;
-                if claimable(session, &fence.pipeline, &new.target)?.0.is_none() {
+                if claimable(session, &fence.pipeline, &new)?.0.is_none() {
                     insert_row(session, &fence, &new)?;
                 }
                 session.write(&format!(
@@ -156,7 +156,8 @@ impl Lake {
     /// pipeline from then on, in [`TableState::Pending`] where it is new.
     ///
     /// # Errors
-    /// [`ErrorKind::Precondition`] where the target exists and is not this pipeline's, or differs and `recreate` is not set.
+    /// [`ErrorKind::Precondition`] where the target exists and is not this pipeline's; without `recreate`, where it is another source
+    /// table's, or differs.
     pub async fn create_table(&self, fence: &Fence, new: &NewTable) -> Result<LakeTable> {
         let (fence, new) = (fence.clone(), new.clone());
         self.run(move |session| {
@@ -188,7 +189,8 @@ impl Lake {
 type Target = (Option<TableRow>, Option<(i64, TableName)>);
 
 /// Refuses a target that the pipeline must not write to.
-fn claimable(session: &Session, pipeline: &str, target: &TableName) -> Result<Target> {
+fn claimable(session: &Session, pipeline: &str, new: &NewTable) -> Result<Target> {
+    let target = &new.target;
     let condition = format!(
         "lower(t.target_schema) = lower({}) AND lower(t.target_table) = lower({})",
         literal(&target.schema),
@@ -203,6 +205,13 @@ fn claimable(session: &Session, pipeline: &str, target: &TableName) -> Result<Ta
         return Err(Error::new(ErrorKind::Precondition, format!("{} differs from it in case only", other.target))
             .remedy("give the table another target"));
     }
+    // One that was renamed at the source, and kept its name here.
+    let another =
+        |row: &&TableRow| row.table_id.is_some() && row.source_oid != new.source_oid && row.source != new.source;
+    if let Some(other) = rows.iter().find(another).filter(|_| !new.recreate) {
+        return Err(Error::new(ErrorKind::Precondition, format!("it is that of {}", other.source))
+            .remedy("give the table another target"));
+    }
     let lives = live_table(session, target)?;
     if rows.is_empty() && lives.is_some() {
         return Err(Error::new(ErrorKind::Precondition, "it exists already and is not this pipeline's")
@@ -214,7 +223,7 @@ fn claimable(session: &Session, pipeline: &str, target: &TableName) -> Result<Ta
 /// Decides what to do, and writes the row that claims the target.
 fn plan(session: &Session, fence: &Fence, new: &NewTable) -> Result<Plan> {
     pipeline::held(session, fence)?;
-    let (row, lives) = claimable(session, &fence.pipeline, &new.target)?;
+    let (row, lives) = claimable(session, &fence.pipeline, new)?;
     let Some(row) = row else {
         insert_row(session, fence, new)?;
         return Ok(Plan::Make { drop: None, generation: 1 });

@@ -6,7 +6,7 @@ use crate::batch::layout::TableLayout;
 use crate::batch::mapping;
 use crate::config::{Config, SelectedTable, TableConfig, TablePattern, select, selection_of};
 use crate::error::{Error, ErrorKind, Result, ResultExt};
-use crate::lake::{PipelineRow, TableRow, TableState};
+use crate::lake::{NewTable, PipelineRow, TableRow, TableState};
 use crate::lsn::Lsn;
 use crate::source::publication::{Publication, Sent};
 use crate::source::replication::{Identity, ReplicationConnection};
@@ -38,6 +38,18 @@ impl ChosenTable {
     /// As a publication is to send it.
     pub fn sent(&self) -> Sent {
         Sent { name: self.source.name.clone(), filter: self.filter.clone() }
+    }
+
+    /// As the lake is to have it: see [`NewTable`].
+    pub fn new_table(&self, recreate: bool) -> NewTable {
+        NewTable {
+            source_oid: self.source.oid,
+            source: self.source.name.clone(),
+            target: self.target.clone(),
+            view: self.view.clone(),
+            layout: self.layout.clone(),
+            recreate,
+        }
     }
 }
 

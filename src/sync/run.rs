@@ -22,9 +22,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::config::{Config, Mode, SelectedTable, TableConfig, selection_of};
 use crate::error::{Because, Error, ErrorKind, Result};
-use crate::lake::{
-    Fence, Lake, NewPipeline, NewTable, PipelineChange, PipelineRow, PipelineState, TableRow, TableState,
-};
+use crate::lake::{Fence, Lake, NewPipeline, PipelineChange, PipelineRow, PipelineState, TableRow, TableState};
 use crate::lsn::Lsn;
 use crate::source::replication::{Identity, ReplicationConnection};
 use crate::source::session::Session;
@@ -307,7 +305,7 @@ impl Runner<'_> {
             .remedy("if nothing else uses it, remove it with `duckpipe drop`; else set another `slot` in [source]"));
         }
         for table in chosen {
-            self.lake.check_target(&self.config.name, &table.target, table.view.as_ref()).await?;
+            self.lake.check_target(&self.config.name, &table.new_table(true)).await?;
         }
         let owns_publication = !exists || owned;
         let fence = self.lake.claim(&self.new_pipeline(owns_publication)).await?;
@@ -353,15 +351,7 @@ impl Runner<'_> {
 
         let mut tables = Vec::with_capacity(chosen.len());
         for (table, described) in chosen.iter().zip(sources) {
-            let new = NewTable {
-                source_oid: table.source.oid,
-                source: table.source.name.clone(),
-                target: table.target.clone(),
-                view: table.view.clone(),
-                layout: table.layout.clone(),
-                recreate: true,
-            };
-            let lake = self.lake.create_table(&fence, &new).await?;
+            let lake = self.lake.create_table(&fence, &table.new_table(true)).await?;
             let layout = Arc::new(table.layout.clone());
             let progress = self.progress.table(&table.source.name, &table.target);
             progress.set_state(TableState::Snapshot);

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Int64Array, StringArray};
 
-use super::lab::{Folder, Kind, Lab, layout, new_table, pipeline, query, table_commit, write_data, write_deletes};
+use super::lab::{
+    Folder, Kind, Lab, layout, name, new_table, pipeline, query, table_commit, write_data, write_deletes,
+};
 use super::model::{Change, Model};
 use crate::batch::layout::ColumnType;
 use crate::error::ErrorKind;
@@ -488,6 +490,10 @@ async fn a_foreign_table_is_refused(kind: Kind) {
     refused(lab.lake.create_table(&lab.fence, &new_table("Ours", &columns)).await);
     let other: Fence = lab.lake.claim(&pipeline("other")).await.unwrap();
     refused(lab.lake.create_table(&other, &new_table("ours", &columns)).await);
+    // Another source table's, which has its name here since that one was renamed.
+    let mut namesake = new_table("ours", &columns);
+    (namesake.source_oid, namesake.source) = (2, name("another"));
+    refused(lab.lake.create_table(&lab.fence, &namesake).await);
     // Other columns: only where asked for.
     let wider = layout(&[("id", ColumnType::Int8), ("more", ColumnType::Text)]);
     let mut new = new_table("ours", &wider);

@@ -23,7 +23,7 @@ use super::newcomers::Newcomers;
 use super::{Runner, Table, check_mode, show};
 use crate::config::selection_of;
 use crate::error::{Error, ErrorKind, Result};
-use crate::lake::{Alteration, CopiedTable, NewTable, Renamed, TableRow, TableState, Wanted};
+use crate::lake::{Alteration, CopiedTable, Renamed, TableRow, TableState, Wanted};
 use crate::lsn::Lsn;
 use crate::source::catalog;
 use crate::source::replication::ReplicationConnection;
@@ -35,7 +35,7 @@ use crate::sync::boundary::Boundary;
 use crate::sync::failpoint::failpoint;
 use crate::sync::flush::SyncTable;
 use crate::sync::pipeline::{Budget, Pipeline};
-use crate::sync::prepare::{self, ChosenTable};
+use crate::sync::prepare;
 use crate::sync::progress::Progress;
 use crate::sync::renames::{self, Named};
 use crate::sync::snapshot::{self, CopyOptions};
@@ -305,28 +305,18 @@ impl Runner<'_> {
         check_mode(row, chosen.layout.mode)?;
         prepare::refuse_partition(session, &chosen.source, &self.lake.tables(&self.config.name).await?).await?;
         let source = self.publish(session, &published, &chosen).await?;
-        let ChosenTable { layout, target, view, .. } = chosen;
-        if target != row.target {
-            let what = format!("{} is the lake's {}, but has the target {target} now", row.source, row.target);
+        if chosen.target != row.target {
+            let (lake, target) = (&row.target, &chosen.target);
+            let what = format!("{} is the lake's {lake}, but has the target {target} now", row.source);
             return Err(Error::new(ErrorKind::Table, what).remedy("copy everything anew: `duckpipe sync --resnapshot`"));
         }
         let same_table = source.oid == row.source_oid;
         if !same_table {
             tracing::warn!(table = %row.source, "the source's table was dropped and made anew: it is another one, copied afresh");
         }
-        let (mut lake, mut alteration) = match self.lake.refit(row, &layout, same_table).await? {
+        let (mut lake, mut alteration) = match self.lake.refit(row, &chosen.layout, same_table).await? {
             Some(refitted) => refitted,
-            None => {
-                let new = NewTable {
-                    source_oid: source.oid,
-                    source: source.name.clone(),
-                    target,
-                    view,
-                    layout: layout.clone(),
-                    recreate: true,
-                };
-                (self.lake.create_table(&pipeline.fence, &new).await?, None)
-            }
+            None => (self.lake.create_table(&pipeline.fence, &chosen.new_table(true)).await?, None),
         };
         let mut progress = self.progress.table(&row.source, &row.target);
         if source.name != row.source {
@@ -342,7 +332,8 @@ impl Runner<'_> {
         }
         let selected = row.named().clone();
         let partitioned = source.partitions.is_some();
-        let table = SyncTable { oid: source.oid, selected, partitioned, layout: Arc::new(layout), lake, progress };
+        let table =
+            SyncTable { oid: source.oid, selected, partitioned, layout: Arc::new(chosen.layout), lake, progress };
         Ok(((Arc::new(table), source), alteration))
     }
 

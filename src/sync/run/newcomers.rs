@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use super::Runner;
 use crate::config::{TablePattern, selection_of};
 use crate::error::{Error, ErrorKind, Result};
-use crate::lake::{NewTable, TableRow, TableState, Wanted};
+use crate::lake::{TableRow, TableState, Wanted};
 use crate::source::publication::Publication;
 use crate::source::session::Session;
 use crate::source::table::{SourceTable, TableName};
@@ -86,11 +86,10 @@ impl Runner<'_> {
             return Ok(());
         }
         prepare::refuse_partition(session, source, rows).await?;
-        self.lake.check_target(&self.config.name, &chosen.target, chosen.view.as_ref()).await?;
+        let new = chosen.new_table(false);
+        self.lake.check_target(&self.config.name, &new).await?;
         let published = self.publish(session, &published, &chosen).await;
-        let ChosenTable { source, target, view, layout, .. } = chosen;
-        let (progress, estimate) = (self.progress.table(name, &target), source.estimated_rows);
-        let new = NewTable { source_oid: source.oid, source: name.clone(), target, view, layout, recreate: false };
+        let (progress, estimate) = (self.progress.table(name, &new.target), chosen.source.estimated_rows);
         match published {
             Err(error) if error.kind() == ErrorKind::Precondition => {
                 let why = explain(&error);
