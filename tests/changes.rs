@@ -260,3 +260,36 @@ fn the_largest_value() {
     sync.terminate().expect(0);
     assert_eq!(digest(&scenario.lake.open_native()), expected());
 }
+
+/// Lists that an UPDATE leaves where they are, and those of a row that is gone and is kept.
+#[test]
+fn lists_that_stay() {
+    let entry = |table: &str, mode: &str| format!("[[tables]]\nsource = \"public.{table}\"\nmode = \"{mode}\"\n");
+    let tables = [("t", "mirror"), ("h", "history"), ("s", "soft-delete")];
+    let entries: String = tables.iter().map(|(table, mode)| entry(table, mode)).collect();
+    let rest = format!("[sync]\nflush_interval = \"60s\"\n{entries}");
+    let scenario = Scenario::new("changes_lists", Combination::EMBEDDED, &rest);
+    for (table, _) in tables {
+        scenario.source.execute(&format!(
+            "CREATE TABLE {table} (id int PRIMARY KEY, n int, e float8[], w text[]); ALTER TABLE {table} ALTER e SET STORAGE EXTERNAL; \
+             INSERT INTO {table} SELECT i, 0, (SELECT array_agg(i * x) FROM generate_series(1, 1000) x), ARRAY['a', NULL, 'b' || i] \
+             FROM generate_series(1, 50) i"
+        ));
+    }
+    scenario.duckpipe.sync_once().expect(0);
+    for (table, _) in tables {
+        scenario.source.execute(&format!(
+            "UPDATE {table} SET n = 1 WHERE id <= 20; UPDATE {table} SET id = id + 1000 WHERE id BETWEEN 30 AND 35; \
+             DELETE FROM {table} WHERE id BETWEEN 41 AND 50"
+        ));
+    }
+    scenario.converge(&["public.t"]);
+    let native = scenario.lake.open_native();
+    let whole = "len(e) = 1000 AND e[2] = 2 * id AND w[3] = 'b' || id";
+    assert_eq!(native.number(&format!("SELECT count(*) FROM lake.public.h WHERE n = 1 AND {whole}")), 20);
+    assert_eq!(native.number(&format!("SELECT count(*) FROM lake.public.s WHERE n = 1 AND {whole}")), 20);
+    let kept = format!(
+        "SELECT count(*) FROM lake.public.s WHERE _deleted_at IS NOT NULL AND id BETWEEN 41 AND 50 AND {whole}"
+    );
+    assert_eq!(native.number(&kept), 10);
+}

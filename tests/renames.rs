@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::lab::{CatalogKind, Combination, Comparison, Duckpipe, NativeLake, Running, StoreKind};
+use crate::lab::{CatalogKind, Combination, Comparison, Duckpipe, NativeLake, Running, StoreKind, wait_for};
 use crate::scenario::{Files, Scenario};
 
 const POSTGRES: Combination = Combination { catalog: CatalogKind::Postgres, store: StoreKind::Local };
@@ -208,4 +208,90 @@ fn where_it_can_duckdb() {
 #[test]
 fn where_it_can_postgres() {
     where_it_can(POSTGRES);
+}
+
+/// A table is built anew beside the one that it takes the name of: the first one is dropped, and its rows stay in the lake; the other goes on
+/// under the name that it has there. In one step, in two, and while nobody runs.
+#[test]
+fn built_anew_beside() {
+    let mut scenario = scenario("rename_rebuilt", Combination::EMBEDDED, "follow", &["public.*"]);
+    scenario.duckpipe.set("DUCKPIPE_SYNC__SNAPSHOT_RANGE", "1MB");
+    let next = |number: u32| {
+        scenario.source.execute(&format!(
+            "CREATE TABLE orders_{number} (LIKE orders INCLUDING ALL); INSERT INTO orders_{number} SELECT i, 'number {number}' FROM generate_series(1, 300) i"
+        ));
+    };
+    for number in 1..=3 {
+        next(number);
+    }
+    scenario.converge(&["public.orders", "public.stays", "public.orders_1", "public.orders_2", "public.orders_3"]);
+    let mut sync = scenario.duckpipe.sync();
+    sync.wait_for_output("INFO streaming", MINUTE);
+    let goes_on = |sync: &mut Running<'_>, v: &str| {
+        scenario.source.execute(&format!(
+            "UPDATE orders SET v = '{v}' WHERE id < 10; INSERT INTO stays SELECT count(*) FROM stays"
+        ));
+        sync.wait_until(v, MINUTE, |status| status.applied_lsn() >= Some(scenario.source.lsn()));
+    };
+    scenario.source.execute("DROP TABLE orders; ALTER TABLE orders_1 RENAME TO orders");
+    sync.wait_for_output("keeps its name", MINUTE);
+    // Two looks for new tables, which must see none.
+    std::thread::sleep(Duration::from_secs(11));
+    goes_on(&mut sync, "in one step");
+    assert_is_beside(&scenario, "public.orders", "public.orders_1");
+
+    scenario.source.execute("DROP TABLE orders");
+    wait_for(
+        "the end of the first",
+        MINUTE,
+        || (sync.output().matches("was dropped").count() == 2).then_some(()),
+        || sync.tail(),
+    );
+    scenario.source.execute("ALTER TABLE orders_2 RENAME TO orders");
+    std::thread::sleep(Duration::from_secs(11));
+    goes_on(&mut sync, "in two");
+    assert_is_beside(&scenario, "public.orders", "public.orders_2");
+    sync.terminate().expect(0);
+
+    scenario.source.execute("DROP TABLE orders; ALTER TABLE orders_3 RENAME TO orders; UPDATE orders SET v = 'while nobody runs' WHERE id < 20");
+    let mut sync = scenario.duckpipe.sync();
+    sync.wait_for_output("keeps its name", MINUTE);
+    std::thread::sleep(Duration::from_secs(11));
+    goes_on(&mut sync, "at the end");
+    assert_eq!(sync.output().matches("copying the table afresh").count(), 0, "{}", sync.tail());
+    sync.terminate().expect(0);
+    assert_is(&scenario, "public.orders", "public.orders_3");
+    let native = scenario.lake.open_native();
+    assert_eq!(native.number("SELECT count(*) FROM lake.public.orders WHERE v = 'old'"), 500, "the first one's rows");
+    drop(native);
+    scenario.assert_equal(&["public.stays"]);
+    scenario.duckpipe.run(&["validate"]).expect(0);
+}
+
+#[track_caller]
+fn assert_is_beside(scenario: &Scenario<'_>, source: &str, target: &str) {
+    let native = scenario.lake.open_beside_sync();
+    let compared = Comparison::new(&scenario.source, &native, source, target, &[]).run(&scenario.source, &native);
+    compared.unwrap_or_else(|difference| panic!("{difference}"));
+}
+
+/// The lake's table of a dropped one was dropped by somebody; another table of the source takes its name: the catalog's row has that still.
+#[test]
+fn a_name_that_only_a_row_has() {
+    let scenario = scenario("rename_row", Combination::EMBEDDED, "follow", &["public.*"]);
+    scenario.source.execute("CREATE TABLE gone (id int PRIMARY KEY)");
+    scenario.duckpipe.sync_once().expect(0);
+    scenario.source.execute("DROP TABLE gone; INSERT INTO stays VALUES (1)");
+    let sync = scenario.duckpipe.sync();
+    sync.wait_for_output("was dropped", MINUTE);
+    sync.terminate().expect(0);
+    scenario.lake.open_native_writable().execute("DROP TABLE lake.public.gone");
+    scenario.source.execute("ALTER TABLE orders RENAME TO gone; UPDATE gone SET v = 'new' WHERE id < 9");
+    let mut sync = scenario.duckpipe.sync();
+    scenario.wait_for_state(&mut sync, "public.gone", "streaming");
+    scenario.source.execute("UPDATE gone SET v = 'again' WHERE id < 7; INSERT INTO stays VALUES (2)");
+    scenario.wait_for_state(&mut sync, "public.gone", "streaming");
+    sync.terminate().expect(0);
+    assert_is(&scenario, "public.gone", "public.orders");
+    scenario.assert_equal(&["public.stays"]);
 }

@@ -427,3 +427,40 @@ fn stays_stopped(scenario: &Scenario<'_>, sync: &mut Running<'_>) {
     assert_eq!(status.state("public.t"), "errored", "{}", status.0);
     assert_eq!(status.state("public.other"), "streaming", "{}", status.0);
 }
+
+/// A type that a column has is called otherwise, or lies elsewhere: its values are read as before, and no message tells.
+#[test]
+fn a_type_of_another_name() {
+    let scenario = Scenario::new(
+        "schema_type_name",
+        Combination::EMBEDDED,
+        "[sync]\nflush_interval = \"50ms\"\n[[tables]]\nsource = \"public.*\"\n",
+    );
+    scenario.source.execute(
+        "CREATE TYPE mood AS ENUM ('ok', 'sad'); CREATE DOMAIN small AS int CHECK (VALUE < 1000); CREATE SCHEMA types; \
+         CREATE TABLE t (id int PRIMARY KEY, m mood, s small, a mood[]); \
+         INSERT INTO t SELECT i, 'ok', i, '{sad}' FROM generate_series(1, 100) i",
+    );
+    scenario.converge(&["public.t"]);
+    let mut number = 1000;
+    for change in [
+        "ALTER TYPE mood RENAME TO feeling",
+        "ALTER DOMAIN small RENAME TO tiny",
+        "ALTER TYPE feeling SET SCHEMA types",
+    ] {
+        scenario.source.execute(change);
+        let mut sync = scenario.duckpipe.sync();
+        sync.wait_for_output("INFO streaming", Duration::from_secs(60));
+        // Rows come before the table is looked at, meanwhile, and after.
+        let looked = std::time::Instant::now();
+        while looked.elapsed() < Duration::from_secs(9) {
+            number += 1;
+            scenario.source.execute(&format!("INSERT INTO t VALUES ({number}, 'sad', 7, '{{ok}}')"));
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        sync.wait_for_lsn(scenario.source.lsn(), Duration::from_secs(60));
+        assert!(!sync.output().contains("copying the table afresh"), "{}", sync.tail());
+        sync.terminate().expect(0);
+        scenario.assert_equal(&["public.t"]);
+    }
+}

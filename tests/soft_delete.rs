@@ -165,3 +165,31 @@ fn columns_change_and_a_copy_begins_anew() {
     gone(&[["11", "text", "v"]]);
     scenario.duckpipe.run(&["validate"]).expect(0);
 }
+
+/// Which of equal rows is gone can't be said of a table without a key: it is refused.
+#[test]
+fn without_a_key() {
+    let rest = "[[tables]]\nsource = \"public.t\"\nmode = \"soft-delete\"\n[[tables]]\nsource = \"public.other\"\n";
+    let scenario = Scenario::new("soft_keyless", Combination::EMBEDDED, rest);
+    scenario.source.execute(
+        "CREATE TABLE t (id int, v text); ALTER TABLE t REPLICA IDENTITY FULL; INSERT INTO t VALUES (1, 'v'); \
+         CREATE TABLE other (id int PRIMARY KEY); INSERT INTO other VALUES (1)",
+    );
+    let refused = scenario.duckpipe.sync_once().expect(1).output();
+    assert!(
+        refused.contains("public.t") && refused.contains("soft-delete") && refused.contains("PRIMARY KEY"),
+        "{refused}"
+    );
+    scenario.source.execute("ALTER TABLE t ADD PRIMARY KEY (id), REPLICA IDENTITY DEFAULT");
+    scenario.duckpipe.sync_once().expect(0);
+    // It loses its key while it streams.
+    let mut sync = scenario.duckpipe.sync();
+    sync.wait_for_output("INFO streaming", MINUTE);
+    scenario.source.execute(
+        "ALTER TABLE t DROP CONSTRAINT t_pkey, REPLICA IDENTITY FULL; DELETE FROM t; INSERT INTO other VALUES (2)",
+    );
+    scenario.wait_for_state(&mut sync, "public.t", "errored");
+    sync.terminate().expect(0);
+    assert_eq!(scenario.lake.open_native().number("SELECT count(*) FROM lake.public.t"), 1);
+    scenario.assert_equal(&["public.other"]);
+}

@@ -414,7 +414,8 @@ fn under_load(name: &str, combination: Combination, default_seed: u64) {
     workload::create(&scenario.source, 2000);
     scenario.duckpipe.sync_once().expect(0);
     let mut sync = scenario.duckpipe.sync();
-    sync.wait_for_lsn(scenario.source.lsn(), Duration::from_secs(60));
+    // The lake is where the source is before this one has begun.
+    sync.wait_for_output("INFO streaming", Duration::from_secs(60));
     let writer = workload::Writer::start(&scenario.source.url(), 2000, seed, Duration::from_millis(2));
     let mut positions = BTreeSet::new();
     let runs: usize = std::env::var("DUCKPIPE_TEST_VALIDATIONS").ok().and_then(|n| n.parse().ok()).unwrap_or(3);

@@ -120,13 +120,13 @@ impl Lake {
         .await
     }
 
-    /// Whether no table of the lake has this name, in any case.
+    /// Whether no table or view of the lake has this name, in any case, and no pipeline has a table of that name on its way, or had one.
     ///
     /// # Errors
     /// [`ErrorKind::Transient`] where the catalog fails.
     pub async fn is_free(&self, target: &TableName) -> Result<bool> {
         let target = target.clone();
-        self.run(move |session| Ok(live_table(session, &target)?.is_none())).await
+        self.run(move |session| Ok(!is_taken(session, &target, None)?)).await
     }
 
     /// A table stands still from now on: it keeps its rows, and the position that they show. `why` is shown, where nobody asked for it.
@@ -232,6 +232,23 @@ impl Lake {
         self.set_wanted(pipeline, sources, Some(wanted)).await
     }
 
+    /// As [`Lake::want`], of one table: two of one name are there where one was dropped and the other renamed.
+    ///
+    /// # Errors
+    /// As [`Lake::want`].
+    pub async fn want_of(&self, pipeline: &str, table_id: i64, wanted: Wanted) -> Result<()> {
+        let (pipeline, wanted) = (literal(pipeline), literal(&wanted.to_string()));
+        self.run(move |session| {
+            session.locked_transaction(|session| {
+                session.write(&format!(
+                    "UPDATE {}.duckpipe_table SET wanted = {wanted} WHERE pipeline = {pipeline} AND table_id = {table_id}",
+                    session.tables()
+                ))
+            })
+        })
+        .await
+    }
+
     /// Nothing is wanted of the tables any more.
     ///
     /// # Errors
@@ -259,6 +276,24 @@ impl Lake {
         })
         .await
     }
+}
+
+/// Whether another table than this one has a name in the lake, or a row of `duckpipe_table` has it for another.
+pub(super) fn is_taken(session: &Session, target: &TableName, table_id: Option<i64>) -> Result<bool> {
+    if live_table(session, target)?.is_some_and(|(other, _)| Some(other) != table_id) {
+        return Ok(true);
+    }
+    let (tables, schema, table) = (session.tables(), literal(&target.schema), literal(&target.table));
+    let own = table_id.map_or_else(String::new, |id| format!("AND table_id IS DISTINCT FROM {id}"));
+    let sql = format!(
+        "SELECT (SELECT count(*) FROM {tables}.duckpipe_table \
+                 WHERE lower(target_schema) = lower({schema}) AND lower(target_table) = lower({table}) {own}) \
+              + (SELECT count(*) FROM {tables}.ducklake_view v JOIN {tables}.ducklake_schema s ON s.schema_id = v.schema_id \
+                 WHERE v.end_snapshot IS NULL AND s.end_snapshot IS NULL \
+                 AND lower(s.schema_name) = lower({schema}) AND lower(v.view_name) = lower({table}))"
+    );
+    let taken = session.read(&sql, |row| row.get::<_, i64>(0))?;
+    Ok(taken.into_iter().any(|rows| rows > 0))
 }
 
 /// The assignments to a row of `duckpipe_table` whose source table has this name now. What it was selected by stays.

@@ -7,7 +7,6 @@ use duckpipe_storage::{ColumnStats, DataFile};
 
 use super::alter::{self, Alteration, Altered, Place, Renamed};
 use super::commit::{Commit, TableCommit};
-use super::create::live_table;
 use super::facts::Facts;
 use super::files::{Snapshot, id_list};
 use super::pipeline::PipelineRow;
@@ -153,7 +152,7 @@ impl<'a> Script<'a> {
 
     /// As DuckLake's own ALTER TABLE … RENAME TO, and into another schema, which DuckLake has no statement for. The files stay in their folder.
     fn rename(&mut self, table_id: i64, Renamed { source, target }: &Renamed, known: &KnownTable) -> Result<()> {
-        if live_table(self.session, target)?.is_some_and(|(other, _)| other != table_id) {
+        if copies::is_taken(self.session, target, Some(table_id))? {
             let what = format!("the source's table is {source} now, and the lake has another table of that name");
             return Err(Error::new(ErrorKind::Table, what).remedy("rename one of them, or set on_rename = \"keep\""));
         }

@@ -152,6 +152,18 @@ impl TableRow {
         self.selected.as_ref().unwrap_or(&self.source)
     }
 
+    /// Whether the source's table of this oid is that of another one of the pipeline's rows. A table that was copied under another name once
+    /// more has two: the later one counts.
+    pub fn is_anothers(&self, rows: &[TableRow], oid: u32) -> bool {
+        rows.iter().any(|other| {
+            other.source_oid == oid
+                && other.state != TableState::Dropped
+                && other.table_id.is_some()
+                && other.table_id != self.table_id
+                && (oid != self.source_oid || other.table_id > self.table_id)
+        })
+    }
+
     /// Whether the lake's table shows the pipeline's position.
     pub fn follows(&self) -> bool {
         self.state == TableState::Streaming || self.state == TableState::Catchup && self.slot.is_none()

@@ -81,6 +81,14 @@ pub async fn name_of(session: &Session, oid: Oid) -> Result<Option<TableName>> {
     Ok(row.map(|row| TableName { schema: row.get(0), table: row.get(1) }))
 }
 
+/// The table of a name; `None` where there is none.
+pub async fn oid_of(session: &Session, name: &TableName) -> Result<Option<Oid>> {
+    let query = "SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+                 WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p')";
+    let row = session.client().query_opt(query, &[&name.schema, &name.table]).await;
+    Ok(row.map_err(|error| from_client(error, "Looking for a table"))?.map(|row| row.get(0)))
+}
+
 /// How often a definition that changes while it is read is read again.
 const READ_AGAIN: u32 = 10;
 

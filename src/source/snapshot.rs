@@ -151,7 +151,7 @@ impl SnapshotReader {
         self.lock(heap).await.context(|| what.clone())?;
         self.wire.begin_copy(&statement).await.map_err(|error| error.into_error(&what))?;
         self.in_copy = true;
-        Ok(CopyStream { reader: self, oid: heap.oid, what, file_node: 0 })
+        Ok(CopyStream { reader: self, heap: heap.clone(), what, file_node: 0 })
     }
 
     /// Lets go of the table that was read before. A partitioned one is locked before its partitions, as who alters it does.
@@ -173,13 +173,18 @@ impl SnapshotReader {
         Ok(())
     }
 
-    /// The relfilenode that a table had at the snapshot, and whether it still has it. TRUNCATE and what rewrites a table do not follow
-    /// snapshots: to one from before, the new heap is empty. The lock that the COPY took keeps the present heap in place.
-    async fn heap_of(&mut self, oid: u32) -> Result<(u32, bool)> {
+    /// The relfilenode that a table had at the snapshot, and whether it still has it, and its name. TRUNCATE and what rewrites a table do
+    /// not follow snapshots: to one from before, the new heap is empty. Nor do names: another table may have this one's by now. The lock
+    /// that the COPY took keeps the present heap and name in place.
+    async fn heap_of(&mut self, heap: &Heap) -> Result<(u32, bool)> {
         const WHAT: &str = "Looking whether it is still the same heap";
         // The row of pg_class is the snapshot's, the function tells of now.
-        let sql =
-            format!("SELECT relfilenode, relfilenode = pg_relation_filenode(oid) FROM pg_class WHERE oid = {oid}");
+        let name = sql::literal(&sql::qualified(&heap.name.schema, &heap.name.table));
+        let sql = format!(
+            "SELECT relfilenode, relfilenode = pg_relation_filenode(oid) AND oid = to_regclass({name}) \
+             FROM pg_class WHERE oid = {}",
+            heap.oid
+        );
         let rows = self.wire.query(&sql).await.map_err(|error| error.into_error(WHAT))?;
         let row = rows.first().ok_or_else(|| Error::new(ErrorKind::Internal, format!("{WHAT} found no table")))?;
         let file_node = text(row, 0)?.parse().because(ErrorKind::Internal, || WHAT.into())?;
@@ -190,7 +195,7 @@ impl SnapshotReader {
 /// The data of one COPY.
 pub struct CopyStream<'a> {
     reader: &'a mut SnapshotReader,
-    oid: u32,
+    heap: Heap,
     what: String,
     file_node: u32,
 }
@@ -212,7 +217,7 @@ impl CopyStream<'_> {
         match self.reader.wire.copy_data().await {
             Ok(Some(data)) => Ok(Some(data)),
             Ok(None) => {
-                let heap = self.reader.heap_of(self.oid).await;
+                let heap = self.reader.heap_of(&self.heap).await;
                 self.reader.in_copy = false;
                 let (file_node, same) = heap.context(|| self.what.clone())?;
                 self.file_node = file_node;
@@ -221,8 +226,8 @@ impl CopyStream<'_> {
                     false => Err(Error::new(
                         ErrorKind::Table,
                         format!(
-                            "{}: it was truncated or rewritten (TRUNCATE, ALTER TABLE, VACUUM FULL, CLUSTER) while its rows of an \
-                             earlier moment were to be read",
+                            "{}: it was truncated, rewritten (TRUNCATE, ALTER TABLE, VACUUM FULL, CLUSTER) or renamed while its rows of \
+                             an earlier moment were to be read",
                             self.what
                         ),
                     )),

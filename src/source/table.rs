@@ -148,6 +148,23 @@ pub struct PgType {
     pub element: Option<Box<ArrayElement>>,
 }
 
+impl PgType {
+    /// Whether values of both are read alike, whatever the types are called and wherever they lie.
+    pub fn is_read_as(&self, other: &PgType) -> bool {
+        let by_ids = |one: &PgType| (one.oid, one.typmod, one.base_oid, one.base_typmod, one.kind);
+        let elements = match (&self.element, &other.element) {
+            (Some(one), Some(other)) => {
+                (one.dimensions, one.delimiter) == (other.dimensions, other.delimiter)
+                    && one.pg_type.is_read_as(&other.pg_type)
+            }
+            (one, other) => one.is_none() && other.is_none(),
+        };
+        // What comes with an extension is known by its name; an array's own is made of its element's.
+        let named = self.kind == PgTypeKind::Base && self.element.is_none();
+        by_ids(self) == by_ids(other) && elements && (self.base_name == other.base_name || !named)
+    }
+}
+
 /// What an array holds and how many dimensions it was declared with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ArrayElement {

@@ -190,17 +190,21 @@ pub fn layout_of(config: &Config, selected: &TableName, source: &SourceTable) ->
     let selected = selection_of(&config.tables(), selected)?;
     let forced = |column: &str| selected.text_columns.contains(column);
     let layout = mapping::layout(source, &selected.exclude_columns, forced);
-    Some(layout.map(|layout| TableLayout { mode: selected.mode, ..layout }))
+    let layout = layout.map(|layout| TableLayout { mode: selected.mode, ..layout });
+    Some(layout.and_then(|layout| prepare::refuse_keyless(&layout).map(|()| layout)))
 }
 
 /// Whether changes of the table are read alike: its columns, their types, its key and which of its rows are sent are the same.
 pub fn is_same(one: &SourceTable, other: &SourceTable) -> bool {
-    let columns = |table: &SourceTable| {
-        let columns = table.columns.iter();
-        columns.map(|column| (column.attnum, column.name.clone(), column.pg_type.clone())).collect::<Vec<_>>()
-    };
     let others = |table: &SourceTable| (table.key.clone(), table.replica_identity, table.filter.clone());
-    columns(one) == columns(other) && others(one) == others(other)
+    let columns = one.columns.len() == other.columns.len()
+        && one.columns.iter().zip(&other.columns).all(|(one, other)| looks_like(one, other));
+    columns && others(one) == others(other)
+}
+
+/// Whether a column is where it was, under its name, and read as before.
+fn looks_like(one: &SourceColumn, other: &SourceColumn) -> bool {
+    one.attnum == other.attnum && one.name == other.name && one.pg_type.is_read_as(&other.pg_type)
 }
 
 const RECAST: &str = "it was written anew, and a column of it was changed at that time: its values may be others now";
@@ -229,10 +233,9 @@ pub fn other_values(known: &SourceTable, now: &SourceTable) -> Option<&'static s
 /// the type that it has, which no message tells. VACUUM FULL and CLUSTER leave the columns alone, but for those that have a value for rows
 /// which are older: these can't be told from a recast.
 fn is_recast(known: &SourceTable, now: &SourceTable) -> bool {
-    let looks = |column: &SourceColumn| (column.attnum, column.name.clone(), column.pg_type.clone());
     let recast = |column: &SourceColumn| {
         let mut before = known.columns.iter().filter(|before| before.changed_by != 0);
-        before.any(|before| looks(before) == looks(column) && before.changed_by != column.changed_by)
+        before.any(|before| looks_like(before, column) && before.changed_by != column.changed_by)
     };
     known.file_node != now.file_node && now.columns.iter().any(recast)
 }

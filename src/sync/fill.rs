@@ -155,7 +155,9 @@ impl<'a> Fill<'a> {
             }
         }
         if !positions.is_empty() {
+            // A list's type holds its element's metadata, which the log's own lists do not have.
             let field = self.table.lake.schema(&self.table.layout)?.field(index).clone();
+            let field = field.with_data_type(column.data_type().clone());
             let id = self.table.lake.columns[index].id.column_id as i32;
             let schema = Arc::new(Schema::new(vec![field]));
             let fetched = lookup::fetch(&self.pipeline.store, self.files, &[id], schema, &positions).await?;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::batch::layout::TableLayout;
+use crate::batch::layout::{Mode, TableLayout};
 use crate::batch::mapping;
 use crate::config::{Config, SelectedTable, TableConfig, TablePattern, select, selection_of};
 use crate::error::{Error, ErrorKind, Result, ResultExt};
@@ -258,6 +258,7 @@ async fn choose(session: &Session, table: &SelectedTable, publication: Option<&s
         .context(|| name.to_string())?;
     let layout = TableLayout { mode: table.mode, ..layout };
     refuse_collisions(&layout)?;
+    refuse_keyless(&layout)?;
     let filter = match &table.filter {
         Some(filter) => Some(filter_of(session, &source, filter).await?),
         None => None,
@@ -306,6 +307,18 @@ async fn check_access(session: &Session, config: &Config, chosen: &[ChosenTable]
         }
     }
     Ok(())
+}
+
+/// Without a key nothing tells which of equal rows is the deleted one.
+///
+/// # Errors
+/// Kind `Table`, where the mode is to keep deleted rows.
+pub fn refuse_keyless(layout: &TableLayout) -> Result<()> {
+    if !layout.keyless || layout.mode != Mode::SoftDelete {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Table, format!("mode = \"soft-delete\" needs a key, and {} has none", layout.table))
+        .remedy("give it a PRIMARY KEY; or say mode = \"history\", which keeps every change"))
 }
 
 /// Names in a lake are case-insensitive.

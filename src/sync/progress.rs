@@ -41,12 +41,20 @@ impl Progress {
     /// The table's counters; a table that is new is added.
     pub fn table(&self, source: &TableName, target: &TableName) -> Arc<TableProgress> {
         let mut tables = lock(&self.tables);
+        // Of two of one name, one was dropped and the other was renamed.
+        tables.retain(|t| t.source != *source || t.target == *target || t.state() != TableState::Dropped);
         if let Some(table) = tables.iter().find(|table| table.source == *source) {
             return Arc::clone(table);
         }
         let table = Arc::new(TableProgress::new(source.clone(), target.clone()));
         tables.push(Arc::clone(&table));
         table
+    }
+
+    /// The table, unless another one of the lake has its name in the source.
+    pub fn of_its_own(&self, source: &TableName, target: &TableName) -> Option<Arc<TableProgress>> {
+        let has_other = lock(&self.tables).iter().any(|t| t.source == *source && t.target != *target);
+        (!has_other).then(|| self.table(source, target))
     }
 
     /// The table by another name, with what was counted so far.

@@ -417,6 +417,12 @@ impl Runner<'_> {
         let mut tables: Vec<Table> = Vec::new();
         let mut state = TableState::Streaming;
         for known in &rows {
+            if known.state == TableState::Dropped
+                && rows.iter().any(|row| row.source == known.source && row.state != known.state)
+            {
+                // Another one has its name.
+                continue;
+            }
             let shown = show(&self.progress, known);
             shown.add_nulled(known.values_nulled);
             if known.slot.is_some() || matches!(known.state, TableState::Pending | TableState::Snapshot) {
@@ -428,6 +434,12 @@ impl Runner<'_> {
             }
             if known.state == TableState::Errored {
                 shown.fail(known.error.as_deref().unwrap_or("errored"));
+                continue;
+            }
+            if known.is_anothers(&rows, known.source_oid) {
+                let what = format!("{} is that of another table of the lake", known.source);
+                let error = Error::new(ErrorKind::Table, what).remedy("let go of one: `duckpipe tables remove`");
+                self.stop_table(&pipeline, known, &error).await?;
                 continue;
             }
             let recorded = known.table_id.and_then(|table_id| recorded.get(&table_id));

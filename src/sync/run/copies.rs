@@ -185,7 +185,7 @@ impl Runner<'_> {
                     tables.push(table);
                 }
                 Err(error) if matches!(error.kind(), ErrorKind::Transient | ErrorKind::Fenced) => return Err(error),
-                Err(_) if is_gone(&session, row).await? => self.end_table(pipeline, row).await?,
+                Err(_) if self.is_gone(&session, row).await? => self.end_table(pipeline, row).await?,
                 Err(error) => self.stop_table(pipeline, row, &error).await?,
             }
         }
@@ -282,12 +282,25 @@ impl Runner<'_> {
         Ok(Some(Copy { pipeline, tables: SharedTables::new(tables), slot, session }))
     }
 
+    /// Whether the source has no table any more that a row is of: neither that one, nor another of its name that is not another row's.
+    async fn is_gone(&self, session: &Session, row: &TableRow) -> Result<bool> {
+        let rows = self.lake.tables(&self.config.name).await?;
+        if row.is_anothers(&rows, row.source_oid) {
+            return Ok(true);
+        }
+        let named = catalog::name_of(session, row.source_oid).await?;
+        let namesake = catalog::oid_of(session, &row.source).await?;
+        Ok(named.is_none() && namesake.is_none_or(|oid| row.is_anothers(&rows, oid)))
+    }
+
     /// A table that was to be copied, and that the source has dropped meanwhile, keeps the rows that it shows.
     async fn end_table(&self, pipeline: &Pipeline, row: &TableRow) -> Result<()> {
         if let Some(table_id) = row.table_id {
             self.lake.end_table(&pipeline.fence, table_id).await?;
         }
-        self.progress.table(&row.source, &row.target).set_state(TableState::Dropped);
+        if let Some(progress) = self.progress.of_its_own(&row.source, &row.target) {
+            progress.set_state(TableState::Dropped);
+        }
         tracing::info!(table = %row.source, "the source has the table no more; the lake keeps the rows that it shows");
         Ok(())
     }
@@ -303,7 +316,12 @@ impl Runner<'_> {
         let chosen = prepare::choose_known(session, self.config, row, Some(&published.name));
         let chosen = chosen.await?;
         check_mode(row, chosen.layout.mode)?;
-        prepare::refuse_partition(session, &chosen.source, &self.lake.tables(&self.config.name).await?).await?;
+        let rows = self.lake.tables(&self.config.name).await?;
+        if row.is_anothers(&rows, chosen.source.oid) {
+            let what = format!("{} is that of another table of the lake", chosen.source.name);
+            return Err(Error::new(ErrorKind::Table, what).remedy("let go of one: `duckpipe tables remove`"));
+        }
+        prepare::refuse_partition(session, &chosen.source, &rows).await?;
         let source = self.publish(session, &published, &chosen).await?;
         if chosen.target != row.target {
             let (lake, target) = (&row.target, &chosen.target);
@@ -509,12 +527,6 @@ impl Runner<'_> {
         let (_stop, stop) = watch::channel(false);
         self.stream_once(&copy.pipeline, &copy.tables, reading, stop).await.map(drop)
     }
-}
-
-/// Whether the source has no table any more that a row is of: neither that one, nor another of its name.
-async fn is_gone(session: &Session, row: &TableRow) -> Result<bool> {
-    let named = catalog::name_of(session, row.source_oid).await?;
-    Ok(named.is_none() && catalog::describe_table(session, &row.source, None).await?.is_none())
 }
 
 /// The name by which the catalog knows a table.

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use super::Runner;
 use crate::config::{TablePattern, selection_of};
 use crate::error::{Error, ErrorKind, Result};
-use crate::lake::{TableRow, TableState, Wanted};
+use crate::lake::{TableRow, TableState};
 use crate::source::publication::Publication;
 use crate::source::session::Session;
 use crate::source::table::{SourceTable, TableName};
@@ -52,10 +52,12 @@ impl Runner<'_> {
         }
         for name in &found {
             // One that is half made is made to its end.
-            let known = rows.iter().find(|row| row.source == *name && row.table_id.is_some());
+            let known = rows.iter().filter(|row| row.source == *name && row.table_id.is_some());
+            // Of two of one name, one was dropped and the other was renamed.
+            let known = known.min_by_key(|row| row.state == TableState::Dropped);
             let taken = match known {
                 None => self.take_in_one(&session, pipeline, name, &rows).await,
-                Some(row) if row.state == TableState::Dropped => self.take_in_anew(row).await,
+                Some(row) if row.state == TableState::Dropped => self.take_in_anew(&session, row, &rows).await,
                 Some(_) => continue,
             };
             match taken {
@@ -112,9 +114,14 @@ impl Runner<'_> {
     }
 
     /// The source has a table again whose namesake was dropped.
-    async fn take_in_anew(&self, row: &TableRow) -> Result<()> {
+    async fn take_in_anew(&self, session: &Session, row: &TableRow, rows: &[TableRow]) -> Result<()> {
+        let Some(oid) = catalog::oid_of(session, &row.source).await? else { return Ok(()) };
+        if row.is_anothers(rows, oid) {
+            // That one has another name than it had: the stream sees to it.
+            return Ok(());
+        }
         tracing::info!(table = %row.source, "the source has a table of this name again");
-        self.lake.want(&self.config.name, std::slice::from_ref(&row.source), Wanted::Resync).await
+        self.want_copy(row).await
     }
 
     pub(super) async fn published(&self, session: &Session) -> Result<Publication> {

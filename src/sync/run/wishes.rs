@@ -70,10 +70,19 @@ impl Runner<'_> {
             };
             if columns(before) != columns(now) && row.state != TableState::Paused {
                 tracing::info!(table = %row.source, "[[tables]] says other columns or rows of the table: it is copied afresh");
-                self.lake.want(&self.config.name, std::slice::from_ref(&row.source), Wanted::Resync).await?;
+                self.want_copy(&row).await?;
             }
         }
         Ok(())
+    }
+
+    /// The table is to be copied afresh.
+    pub(super) async fn want_copy(&self, row: &TableRow) -> Result<()> {
+        match row.table_id {
+            Some(table_id) => self.lake.want_of(&self.config.name, table_id, Wanted::Resync).await,
+            // It is copied as soon as it is made.
+            None => Ok(()),
+        }
     }
 
     /// Tables that were to be removed, and are named in the configuration again: whoever takes one out of it later may mean something else.
@@ -92,7 +101,7 @@ impl Runner<'_> {
     pub(super) async fn let_go(&self, pipeline: &Pipeline, stream: Option<(&SharedTables, &Gate)>) -> Result<()> {
         let rows = self.lake.tables(&self.config.name).await?;
         for row in rows.iter().filter(|row| self.comes_back(row)) {
-            self.lake.want(&self.config.name, std::slice::from_ref(&row.source), Wanted::Resync).await?;
+            self.want_copy(row).await?;
         }
         let copying = |row: &TableRow| row.slot.is_some();
         // A copy that is under way beside the stream comes to its end first.
