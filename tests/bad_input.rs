@@ -495,3 +495,18 @@ fn strange_paths_are_no_bad_input() {
     native.execute(&format!("ATTACH 'ducklake:{catalog}' AS lake (READ_ONLY)"));
     crate::lab::assert_equal(&scenario.source, &native, "public.t");
 }
+
+/// What can't be followed keeps a first copy from beginning; a lake that is there goes on without it.
+#[test]
+fn a_new_table_that_no_lake_can_have() {
+    let scenario = Scenario::new("bad_newcomer", Combination::EMBEDDED, "[[tables]]\nsource = \"public.*\"\n");
+    scenario.source.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
+    scenario.converge(&["public.t"]);
+    scenario.source.execute("CREATE TABLE twice (id int PRIMARY KEY, \"ID\" int); INSERT INTO t VALUES (2)");
+    let told = scenario.duckpipe.sync_once().expect(0).output();
+    assert!(told.contains("differ only in case"), "{told}");
+    scenario.assert_equal(&["public.t"]);
+    let refused = scenario.duckpipe.run(&["sync", "--once", "--resnapshot"]).output();
+    assert!(refused.contains("differ only in case"), "{refused}");
+    scenario.assert_equal(&["public.t"]);
+}

@@ -295,3 +295,70 @@ fn a_name_that_only_a_row_has() {
     assert_is(&scenario, "public.gone", "public.orders");
     scenario.assert_equal(&["public.stays"]);
 }
+
+/// Tables that are rotated, all in one transaction: each takes the name that another one leaves. Where two swap their names nobody leaves one.
+#[test]
+fn rotated() {
+    let scenario = scenario("rename_rotated", Combination::EMBEDDED, "follow", &["public.*"]);
+    for table in ["events", "events_1", "events_2"] {
+        scenario.source.execute(&format!(
+            "CREATE TABLE {table} (id int PRIMARY KEY, v text); INSERT INTO {table} SELECT i, '{table}' FROM generate_series(1, 50) i"
+        ));
+    }
+    scenario.duckpipe.sync_once().expect(0);
+    let mut sync = scenario.duckpipe.sync();
+    sync.wait_for_output("INFO streaming", MINUTE);
+    scenario.source.execute(
+        "BEGIN; ALTER TABLE events_2 RENAME TO events_3; ALTER TABLE events_1 RENAME TO events_2; ALTER TABLE events RENAME TO events_1; \
+         CREATE TABLE events (id int PRIMARY KEY, v text); INSERT INTO events VALUES (1, 'new'); COMMIT",
+    );
+    let renamed = || (sync.output().matches("has another name").count() == 3).then_some(());
+    wait_for("three other names", MINUTE, renamed, || sync.tail());
+    sync.wait_for_output("a new table: it is copied", MINUTE);
+    scenario.wait_for_state(&mut sync, "public.events", "streaming");
+    scenario.source.execute("UPDATE events_1 SET v = 'one' WHERE id < 5; UPDATE events_3 SET v = 'three' WHERE id < 5; INSERT INTO events VALUES (2, 'x')");
+    scenario.wait_for_state(&mut sync, "public.events", "streaming");
+    sync.terminate().expect(0);
+    scenario.assert_equal(&["public.events", "public.events_1", "public.events_2", "public.events_3", "public.orders"]);
+
+    scenario.source.execute(
+        "BEGIN; ALTER TABLE events_1 RENAME TO other; ALTER TABLE events_2 RENAME TO events_1; ALTER TABLE other RENAME TO events_2; \
+         UPDATE events_2 SET v = 'swapped' WHERE id < 9; COMMIT",
+    );
+    for _ in 0..2 {
+        scenario.duckpipe.sync_once().expect(0);
+        assert_is(&scenario, "public.events_2", "public.events_1");
+        assert_is(&scenario, "public.events_1", "public.events_2");
+    }
+    scenario.duckpipe.run(&["validate"]).expect(0);
+}
+
+/// A table that was renamed is what its own entry says, though another one matches its name now; and it may be called as in between.
+#[test]
+fn under_its_own_entry() {
+    let mut scenario = scenario("rename_entry", Combination::EMBEDDED, "follow", &["public.stays", "public.orders"]);
+    let text = scenario.duckpipe.configuration();
+    scenario.duckpipe.configure(&(text + "exclude_columns = [\"secret\"]\n[[tables]]\nsource = \"public.*\"\n"));
+    scenario.duckpipe.set("DUCKPIPE_SYNC__RESYNC", "manual");
+    scenario.source.execute("ALTER TABLE orders ADD secret text DEFAULT 'psst'");
+    scenario.duckpipe.sync_once().expect(0);
+    let shows = |target: &str, source: &str| {
+        let native = scenario.lake.open_native();
+        let compared = Comparison::new(&scenario.source, &native, source, target, &["secret"]);
+        compared.run(&scenario.source, &native).unwrap_or_else(|difference| panic!("{difference}"));
+    };
+    scenario.source.execute("ALTER TABLE orders RENAME TO orders_2025; UPDATE orders_2025 SET v = 'a' WHERE id < 5");
+    for _ in 0..2 {
+        scenario.duckpipe.sync_once().expect(0);
+        shows("public.orders_2025", "public.orders_2025");
+    }
+    // The name is taken: it keeps the one between.
+    scenario.lake.open_native_writable().execute("CREATE TABLE lake.public.orders_2026 (id int)");
+    scenario
+        .source
+        .execute("ALTER TABLE orders_2025 RENAME TO orders_2026; UPDATE orders_2026 SET v = 'b' WHERE id < 5");
+    for _ in 0..2 {
+        scenario.duckpipe.sync_once().expect(0);
+        shows("public.orders_2025", "public.orders_2026");
+    }
+}

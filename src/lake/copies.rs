@@ -120,6 +120,15 @@ impl Lake {
         .await
     }
 
+    /// The live table of a name, in any case.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Transient`] where the catalog fails.
+    pub async fn table_of(&self, target: &TableName) -> Result<Option<i64>> {
+        let target = target.clone();
+        self.run(move |session| Ok(live_table(session, &target)?.map(|(table_id, _)| table_id))).await
+    }
+
     /// Whether no table or view of the lake has this name, in any case, and no pipeline has a table of that name on its way, or had one.
     ///
     /// # Errors

@@ -31,7 +31,8 @@ pub struct Fill<'a> {
     lake_rows: &'a LakeRows,
     starts: Vec<u64>,
     bitmaps: HashMap<usize, Option<BinaryArray>>,
-    /// Rows to complete at once, so that their values fit the memory: adapts to the size of what was fetched.
+    /// Rows to complete at once, so that their values fit the memory: few at first, and at most four times as many as before, for what comes
+    /// next may be larger than what was fetched.
     step: usize,
 }
 
@@ -49,7 +50,7 @@ impl<'a> Fill<'a> {
         lake_rows: &'a LakeRows,
     ) -> Self {
         let starts = log.segment_starts();
-        Fill { pipeline, table, changes, log, net, files, lake_rows, starts, bitmaps: HashMap::new(), step: 64 }
+        Fill { pipeline, table, changes, log, net, files, lake_rows, starts, bitmaps: HashMap::new(), step: 8 }
     }
 
     /// Writes the rows of a segment that `mask` chooses, completed.
@@ -84,7 +85,8 @@ impl<'a> Fill<'a> {
             let some = &events[done..done + len];
             let complete = self.complete(&chosen.slice(done, len), some).await?;
             let bytes_per_row = complete.get_array_memory_size() / len.max(1);
-            self.step = (self.pipeline.budget.resolve / bytes_per_row.max(64)).clamp(1, 8192);
+            let fitting = self.pipeline.budget.resolve / bytes_per_row.max(64);
+            self.step = fitting.min(self.step * 4).clamp(1, 8192);
             let ops = ops.as_ref().map(|ops| ops.slice(done, len));
             self.put(writer, &complete, (some, ops.as_ref())).await?;
             done += len;
@@ -186,7 +188,8 @@ impl<'a> Fill<'a> {
     fn bitmap(&mut self, segment: usize) -> Result<Option<&BinaryArray>> {
         if !self.bitmaps.contains_key(&segment) {
             let bitmap = self.log.keyed_events(segment)?.unchanged.filter(|bits| bits.null_count() < bits.len());
-            self.bitmaps.insert(segment, bitmap);
+            // A copy: that of the log would keep the segment's keys with it.
+            self.bitmaps.insert(segment, bitmap.map(|bits| bits.iter().collect()));
         }
         Ok(self.bitmaps.get(&segment).and_then(Option::as_ref))
     }

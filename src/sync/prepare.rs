@@ -117,7 +117,11 @@ pub async fn choose_tables(session: &Session, config: &Config, publication: Opti
             Err(error) if table.by_pattern && error.kind() == ErrorKind::Table => {
                 tracing::warn!(table = %table.source, "{error}; it is left out");
             }
-            Err(error) if error.kind() == ErrorKind::Table => missing.push(error.of_kind(ErrorKind::Precondition)),
+            // Where there is a lake, the others go on.
+            Err(error) if matches!(error.kind(), ErrorKind::Table | ErrorKind::Precondition | ErrorKind::Config) => {
+                let kind = if error.kind() == ErrorKind::Table { ErrorKind::Precondition } else { error.kind() };
+                missing.push(error.of_kind(kind));
+            }
             found => chosen.push(found?),
         }
     }
@@ -134,7 +138,10 @@ pub async fn choose_tables(session: &Session, config: &Config, publication: Opti
                 .remedy(format!("leave {name} out: its rows are among those of {root}")),
         );
     }
-    check_access(session, config, &chosen).await?;
+    for (name, error) in unreadable(session, config, &chosen).await? {
+        chosen.retain(|table| table.source.name != name);
+        missing.push(error);
+    }
     Ok(Chosen { tables: chosen, missing })
 }
 
@@ -291,22 +298,31 @@ pub async fn filter_of(session: &Session, source: &SourceTable, filter: &str) ->
 
 /// Every table's rows must be there to be read.
 async fn check_access(session: &Session, config: &Config, chosen: &[ChosenTable]) -> Result<()> {
+    match unreadable(session, config, chosen).await?.into_iter().next() {
+        Some((_, error)) => Err(error),
+        None => Ok(()),
+    }
+}
+
+/// The tables whose rows the role may not read, and what their owner has to do.
+async fn unreadable(session: &Session, config: &Config, chosen: &[ChosenTable]) -> Result<Vec<(TableName, Error)>> {
+    let mut found = Vec::new();
     let names: Vec<TableName> = chosen.iter().map(|table| table.source.name.clone()).collect();
     for access in preflight::table_access(session, &names).await? {
         let table = chosen.iter().find(|table| table.source.name == access.name);
         let all = table.is_none_or(|table| table.layout.columns.len() == table.source.columns.len());
         if !access.may_use_schema || !access.may_select && all {
             let name = format!("{}.{}", identifier(&access.name.schema), identifier(&access.name.table));
-            return Err(Error::new(ErrorKind::Precondition, format!("the role may not read {}", access.name)).remedy(
-                format!(
-                    "let its owner run: GRANT USAGE ON SCHEMA {} TO {role}; GRANT SELECT ON {name} TO {role};",
-                    identifier(&access.name.schema),
-                    role = identifier(SourceSettings::parse(&config.source.url)?.user()),
-                ),
+            let what = format!("the role may not read {}", access.name);
+            let error = Error::new(ErrorKind::Precondition, what).remedy(format!(
+                "let its owner run: GRANT USAGE ON SCHEMA {} TO {role}; GRANT SELECT ON {name} TO {role};",
+                identifier(&access.name.schema),
+                role = identifier(SourceSettings::parse(&config.source.url)?.user()),
             ));
+            found.push((access.name, error));
         }
     }
-    Ok(())
+    Ok(found)
 }
 
 /// Without a key nothing tells which of equal rows is the deleted one.

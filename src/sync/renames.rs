@@ -16,25 +16,29 @@ pub struct Named<'a> {
     pub target: &'a TableName,
 }
 
-/// The name of the lake's table once the source's is called `now`; `None`: it is called as before. It follows where no other table has the
-/// name, into another schema too, which is made where there is none.
-///
-/// # Errors
-/// Kind `Transient` where the catalog fails.
-pub async fn followed(config: &Config, lake: &Lake, table: Named<'_>, now: &TableName) -> Result<Option<TableName>> {
+/// What the lake's table would be called once the source's is called `now`; `None`: as before.
+pub fn wanted(config: &Config, table: Named<'_>, now: &TableName) -> Option<TableName> {
     let Named { selected, source, target } = table;
     let fixed = selection_of(&config.tables(), selected).is_some_and(|selected| selected.has_target);
     if config.sync.on_rename != OnRename::Follow || fixed {
-        return Ok(None);
+        return None;
     }
     let follows = |part: fn(&TableName) -> &String| match [source, selected].map(part).contains(&part(target)) {
         true => part(now).clone(),
         false => part(target).clone(),
     };
     let wanted = TableName { schema: follows(|name| &name.schema), table: follows(|name| &name.table) };
-    if wanted == *target {
-        return Ok(None);
-    }
+    (wanted != *target).then_some(wanted)
+}
+
+/// The name of the lake's table once the source's is called `now`; `None`: it is called as before. It follows where no other table has the
+/// name, into another schema too, which is made where there is none.
+///
+/// # Errors
+/// Kind `Transient` where the catalog fails.
+pub async fn followed(config: &Config, lake: &Lake, table: Named<'_>, now: &TableName) -> Result<Option<TableName>> {
+    let Some(wanted) = wanted(config, table, now) else { return Ok(None) };
+    let target = table.target;
     if !lake.is_free(&wanted).await? {
         tracing::warn!(table = %now, %target, "the lake's table keeps its name: another one is called {wanted}");
         return Ok(None);

@@ -443,7 +443,8 @@ impl Runner<'_> {
                 continue;
             }
             let recorded = known.table_id.and_then(|table_id| recorded.get(&table_id));
-            match self.rejoin(known, recorded, &chosen.tables).await {
+            let own = self.chosen_by_former_name(known, &chosen).await?;
+            match self.rejoin(known, recorded, own.as_deref().unwrap_or(&chosen.tables)).await {
                 Ok(table) => tables.push(table),
                 Err(error) if error.kind() == ErrorKind::Table => {
                     self.stop_table(&pipeline, known, &error).await?;
@@ -466,6 +467,21 @@ impl Runner<'_> {
         self.progress.applied(lsn);
         tracing::info!(%lsn, tables = tables.len(), "streaming");
         Ok(Ready { pipeline, tables, from: lsn, state, until })
+    }
+
+    /// A table that was renamed is what the configuration says of its former name, whatever that says of the present one. `None`: it was not.
+    async fn chosen_by_former_name(&self, known: &TableRow, chosen: &Chosen) -> Result<Option<Vec<ChosenTable>>> {
+        let mut by_oid = chosen.tables.iter().filter(|table| table.source.oid == known.source_oid);
+        if by_oid.next().is_none_or(|table| table.source.name == *known.named()) {
+            return Ok(None);
+        }
+        let sent = Some(self.config.source.publication.as_str());
+        match prepare::choose_known(&self.session, self.config, known, sent).await {
+            Ok(chosen) => Ok(Some(vec![chosen])),
+            Err(error) if matches!(error.kind(), ErrorKind::Transient | ErrorKind::Fenced) => Err(error),
+            // What is wrong with it now is judged by what is known of it.
+            Err(_) => Ok(Some(Vec::new())),
+        }
     }
 
     /// The table as the lake knows it, where source and configuration agree on which one it is. How its columns changed since then
@@ -576,7 +592,7 @@ fn other_target(row: &TableRow, selected: &SelectedTable) -> Option<TableName> {
     let is_called = |name: &TableName| row.target == *name || row.target.table == name.table;
     let fits = match selected.has_target {
         true => row.target == selected.target,
-        false => is_called(&selected.target) || is_called(&row.source),
+        false => row.selected.is_some() || is_called(&selected.target) || is_called(&row.source),
     };
     (!fits).then(|| selected.target.clone())
 }

@@ -15,7 +15,7 @@ use crate::error::Result;
 use crate::lake::{Alteration, LakeTable, Renamed, TableState};
 use crate::lsn::Lsn;
 use crate::source::partitions::{self, Partition};
-use crate::source::table::SourceTable;
+use crate::source::table::{SourceTable, TableName};
 use crate::sync::definition::{is_same, other_values, unclear, with_parts_of};
 use crate::sync::failpoint::failpoint;
 use crate::sync::flush::SyncTable;
@@ -28,6 +28,9 @@ const LOOK: Duration = Duration::from_secs(2);
 const OVERDUE: Duration = Duration::from_secs(3);
 /// A look at very many tables costs the source its time: it rests so many times as long.
 const REST: u32 = 50;
+
+/// Tables may have each other's names in a chain as long as this; where it is a ring nobody leaves a name.
+const LONGEST_CHAIN: u32 = 4;
 
 /// So often a run looks at its end: changes that are made meanwhile are the next run's.
 const LOOKS_AT_END: u32 = 6;
@@ -54,6 +57,8 @@ impl Unseen {
 struct Found {
     source: SourceTable,
     mark: i64,
+    /// How often it waited for the name that it has now.
+    waits: u32,
     /// Everything up to here must be in the lake before it.
     at: Lsn,
 }
@@ -151,7 +156,7 @@ impl Stream<'_> {
         let now = self.definitions.now(&table.source).await?;
         if let Some(source) = now.as_ref().filter(|source| differs(source, &table.source)) {
             let (source, at) = (source.clone(), self.definitions.session.wal_position().await?);
-            self.unseen.found.insert(oid, Found { source, mark, at });
+            self.unseen.found.insert(oid, Found { source, mark, waits: 0, at });
             return Ok(());
         }
         if let Some(source) = now {
@@ -170,6 +175,10 @@ impl Stream<'_> {
     async fn apply_unseen(&mut self, oid: u32, found: Found) -> Result<()> {
         let Some(table) = self.tables.get(&oid) else { return Ok(()) };
         if found.source.name != table.source.name {
+            if found.waits < LONGEST_CHAIN && self.waits_for_its_name(oid, &found.source.name).await? {
+                self.unseen.found.insert(oid, Found { waits: found.waits + 1, ..found });
+                return Ok(());
+            }
             // Whatever else is new about it is the next look's.
             self.rename(oid, &found.source).await?;
             self.begin_alone(oid);
@@ -252,6 +261,22 @@ impl Stream<'_> {
             table.alone = true;
             self.waiting = Some(Waiting { lsn: self.received, commit_ts: None, since: Instant::now() });
         }
+    }
+
+    /// Whether the name is that of another table which is about to leave it to this one, as where tables are rotated.
+    async fn waits_for_its_name(&self, oid: u32, now: &TableName) -> Result<bool> {
+        let Some(table) = self.tables.get(&oid) else { return Ok(false) };
+        let known = &table.table;
+        let names = Named { selected: &known.selected, source: &table.source.name, target: &known.lake.name };
+        let Some(wanted) = renames::wanted(self.definitions.config, names, now) else { return Ok(false) };
+        let holder = self.pipeline.lake.table_of(&wanted).await?;
+        let mut holders = self.tables.iter().filter(|(other, table)| {
+            **other != oid && table.failed.is_none() && Some(table.table.lake.table_id) == holder
+        });
+        Ok(holders.any(|(other, table)| {
+            table.alteration.as_ref().is_some_and(|alteration| alteration.name.is_some())
+                || self.unseen.found.get(other).is_some_and(|found| found.source.name != table.source.name)
+        }))
     }
 
     /// The source's table has another name; the lake's follows where it may.
