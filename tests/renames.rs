@@ -168,8 +168,10 @@ fn where_it_can(combination: Combination) {
     );
     scenario.wait_for_state(&mut sync, "public.orders", "streaming");
     // A fresh copy keeps its place.
+    let joined = |sync: &Running<'_>| sync.output().matches("the fresh copy streams with the others").count();
+    let before = joined(&sync);
     scenario.duckpipe.run(&["tables", "resync", "shop.orders"]).expect(0);
-    sync.wait_for_output("copying the table afresh", MINUTE);
+    wait_for("the fresh copy", MINUTE, || (joined(&sync) > before).then_some(()), || sync.tail());
     scenario.wait_for_state(&mut sync, "shop.orders", "streaming");
     sync.terminate().expect(0);
     scenario.assert_equal(&["public.orders", "shop.orders"]);
