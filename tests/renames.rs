@@ -235,10 +235,14 @@ fn built_anew_beside() {
         ));
         sync.wait_until(v, MINUTE, |status| status.applied_lsn() >= Some(scenario.source.lsn()));
     };
+    // A table that is taken in proves a look for new tables, in the order of their names.
+    let looked = |sync: &mut Running<'_>, table: &str| {
+        scenario.source.execute(&format!("CREATE TABLE {table} (id int PRIMARY KEY)"));
+        scenario.wait_for_state(sync, &format!("public.{table}"), "streaming");
+    };
     scenario.source.execute("DROP TABLE orders; ALTER TABLE orders_1 RENAME TO orders");
     sync.wait_for_output("keeps its name", MINUTE);
-    // Two looks for new tables, which must see none.
-    std::thread::sleep(Duration::from_secs(11));
+    looked(&mut sync, "seen_1");
     goes_on(&mut sync, "in one step");
     assert_is_beside(&scenario, "public.orders", "public.orders_1");
 
@@ -250,7 +254,7 @@ fn built_anew_beside() {
         || sync.tail(),
     );
     scenario.source.execute("ALTER TABLE orders_2 RENAME TO orders");
-    std::thread::sleep(Duration::from_secs(11));
+    looked(&mut sync, "seen_2");
     goes_on(&mut sync, "in two");
     assert_is_beside(&scenario, "public.orders", "public.orders_2");
     sync.terminate().expect(0);
@@ -258,9 +262,10 @@ fn built_anew_beside() {
     scenario.source.execute("DROP TABLE orders; ALTER TABLE orders_3 RENAME TO orders; UPDATE orders SET v = 'while nobody runs' WHERE id < 20");
     let mut sync = scenario.duckpipe.sync();
     sync.wait_for_output("keeps its name", MINUTE);
-    std::thread::sleep(Duration::from_secs(11));
+    looked(&mut sync, "seen_3");
     goes_on(&mut sync, "at the end");
-    assert_eq!(sync.output().matches("copying the table afresh").count(), 0, "{}", sync.tail());
+    let copied = |line: &&str| line.contains("copying the table afresh") && line.contains("table=public.orders");
+    assert_eq!(sync.output().lines().filter(copied).count(), 0, "{}", sync.tail());
     sync.terminate().expect(0);
     assert_is(&scenario, "public.orders", "public.orders_3");
     let native = scenario.lake.open_native();
