@@ -502,9 +502,12 @@ fn a_new_table_that_no_lake_can_have() {
     let scenario = Scenario::new("bad_newcomer", Combination::EMBEDDED, "[[tables]]\nsource = \"public.*\"\n");
     scenario.source.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
     scenario.converge(&["public.t"]);
-    scenario.source.execute("CREATE TABLE twice (id int PRIMARY KEY, \"ID\" int); INSERT INTO t VALUES (2)");
+    scenario.source.execute(
+        "CREATE TABLE twice (id int PRIMARY KEY, \"ID\" int); CREATE TABLE \"T\" (id int PRIMARY KEY); INSERT INTO t VALUES (2)",
+    );
     let told = scenario.duckpipe.sync_once().expect(0).output();
-    assert!(told.contains("differ only in case"), "{told}");
+    assert!(told.contains("the columns \"id\" and \"ID\""), "{told}");
+    assert!(told.contains("public.T and public.t have targets that differ only in case"), "{told}");
     scenario.assert_equal(&["public.t"]);
     let refused = scenario.duckpipe.run(&["sync", "--once", "--resnapshot"]).output();
     assert!(refused.contains("differ only in case"), "{refused}");

@@ -201,6 +201,48 @@ fn old_history_goes_with_its_files() {
     scenario.converge(&["public.t"]);
 }
 
+/// A file that the store does not give keeps its own table from being compacted, and no other one, nor the store from being tidied.
+#[test]
+fn a_file_that_the_store_does_not_give() {
+    let scenario = fragmented("compact_no_file", Combination::EMBEDDED);
+    scenario.source.execute("CREATE TABLE a (id int PRIMARY KEY)");
+    let mut sync = scenario.duckpipe.sync();
+    scenario.wait_for_state(&mut sync, "public.a", "streaming");
+    for id in 10..14 {
+        scenario.source.execute(&format!("INSERT INTO a VALUES ({id})"));
+        scenario.wait_for_state(&mut sync, "public.a", "streaming");
+    }
+    sync.terminate().expect(0);
+    let native = scenario.lake.open_native();
+    let list = "SELECT data_file FROM ducklake_list_files('lake', 'a', schema => 'public') ORDER BY 1 LIMIT 1";
+    let file = native.text(list);
+    drop(native);
+    // It is there, and no read succeeds.
+    let aside = format!("{file}.aside");
+    std::fs::rename(&file, &aside).unwrap();
+    std::os::unix::fs::symlink(&file, &file).unwrap();
+    let failed = scenario.duckpipe.run_within(&["compact"], MINUTE);
+    assert_ne!(failed.code, Some(0), "{}", failed.output());
+    assert!(failed.output().contains("public.a"), "{}", failed.output());
+    two_hours_later(&scenario);
+    let failed = scenario.duckpipe.run_within(&["compact"], MINUTE);
+    assert_ne!(failed.code, Some(0), "{}", failed.output());
+    let files = Files::read(&scenario.lake, &scenario.lake.open_native());
+    // The other one's former files.
+    assert!(files.scheduled.is_empty(), "{files:?}");
+    let native = scenario.lake.open_native();
+    let of = |table: &str| {
+        native.number(&format!("SELECT count(*) FROM ducklake_list_files('lake', '{table}', schema => 'public')"))
+    };
+    assert_eq!(of("t"), 1);
+    assert!(of("a") > 2);
+    drop(native);
+    std::fs::remove_file(&file).unwrap();
+    std::fs::rename(&aside, &file).unwrap();
+    compact(&scenario.duckpipe, &[]);
+    scenario.assert_equal(&["public.a", "public.t"]);
+}
+
 /// More dead rows than a rewrite could remember: those that nobody can read need not be remembered.
 #[test]
 fn however_many_rows_died_they_go() {

@@ -226,3 +226,29 @@ fn columns_blocks_and_copies() {
     // The slot of the second pipeline is of the same database.
     let _ = Postgres::shared();
 }
+
+/// The table is made anew, and the copy of the new one dies: what was kept of the former one is not taken for the new one's.
+#[test]
+fn made_anew_and_killed() {
+    let mut scenario =
+        Scenario::new("history_anew", Combination::EMBEDDED, &(SYNC.to_owned() + &entry("history", "public.t")));
+    scenario.source.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'former' FROM generate_series(1, 20) i",
+    );
+    scenario.duckpipe.sync_once().expect(0);
+    scenario
+        .source
+        .execute("DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY, w text); INSERT INTO t VALUES (1, 'new')");
+    scenario.duckpipe.set("DUCKPIPE_SYNC__RESYNC", "auto");
+    scenario.duckpipe.die_at("beside_begun", 1);
+    assert_eq!(scenario.duckpipe.run_within(&["sync"], MINUTE).code, None, "not killed");
+    scenario.duckpipe.live();
+    let mut sync = scenario.duckpipe.sync();
+    scenario.wait_for_state(&mut sync, "public.t", "streaming");
+    scenario.source.execute("UPDATE t SET w = 'newer'");
+    scenario.wait_for_state(&mut sync, "public.t", "streaming");
+    sync.terminate().expect(0);
+    let native = scenario.lake.open_native();
+    let shown = native.rows("SELECT DISTINCT w FROM lake.public.t WHERE w IS NOT NULL ORDER BY 1");
+    assert_eq!(shown, [[Some("new".to_owned())], [Some("newer".to_owned())]]);
+}

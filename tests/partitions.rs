@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::lab::{CatalogKind, Combination, Duckpipe, Running, StoreKind};
+use crate::lab::{CatalogKind, Combination, Duckpipe, Running, StoreKind, assert_equal};
 use crate::scenario::Scenario;
 
 const TABLE: &str = "public.events";
@@ -241,4 +241,50 @@ fn what_is_refused() {
         .source
         .execute("UPDATE events SET day = 5 WHERE id < 100; TRUNCATE events_3; DELETE FROM events WHERE day = 7");
     alone.converge(&["public.events_1"]);
+}
+
+/// A table that is followed becomes a partition of one that is not, and its changes come as that one's: it stops, and says so. At once, or
+/// when somebody has the publication send them so.
+#[test]
+fn attached_to_another_root() {
+    let version = Scenario::new("parts_version", Combination::EMBEDDED, &Duckpipe::tables(&["public.alone"]))
+        .source
+        .number("SELECT current_setting('server_version_num')::int");
+    for (name, of, via_root) in [
+        ("parts_all", "ALL TABLES", true),
+        ("parts_all_later", "ALL TABLES", false),
+        ("parts_schema", "TABLES IN SCHEMA public", true),
+    ] {
+        if of != "ALL TABLES" && version < 150_000 {
+            continue;
+        }
+        let scenario = Scenario::new(name, Combination::EMBEDDED, &Duckpipe::tables(&["public.alone"]));
+        let publication = format!("\"{}\"", scenario.slot());
+        scenario.source.execute(&format!(
+            "CREATE TABLE alone (id int PRIMARY KEY, v text); INSERT INTO alone VALUES (1, 'alone'); \
+             CREATE PUBLICATION {publication} FOR {of} WITH (publish_via_partition_root = {via_root})"
+        ));
+        scenario.converge(&["public.alone"]);
+        let mut sync = scenario.duckpipe.sync();
+        sync.wait_for_output("INFO streaming", MINUTE);
+        scenario.source.execute(
+            "CREATE TABLE root (id int PRIMARY KEY, v text) PARTITION BY RANGE (id); ALTER TABLE root ATTACH PARTITION alone DEFAULT",
+        );
+        if !via_root {
+            scenario.source.execute("UPDATE root SET v = 'still its own' WHERE id = 1");
+            scenario.wait_for_state(&mut sync, "public.alone", "streaming");
+            assert_equal(&scenario.source, &scenario.lake.open_beside_sync(), "public.alone");
+            scenario
+                .source
+                .execute(&format!("ALTER PUBLICATION {publication} SET (publish_via_partition_root = true)"));
+        }
+        scenario.source.execute("UPDATE root SET v = 'as of the root' WHERE id = 1");
+        scenario.wait_for_state(&mut sync, "public.alone", "errored");
+        let status = scenario.duckpipe.status();
+        let why = status.table("public.alone")["error"].as_str().unwrap_or_default();
+        assert!(why.contains("the publication does not send its changes any more"), "{why}");
+        scenario.duckpipe.run(&["tables", "resync", "public.alone"]).expect(0);
+        sync.wait_for_output("a partition is published as its root: name that in [[tables]]", MINUTE);
+        sync.terminate().expect(0);
+    }
 }

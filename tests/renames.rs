@@ -369,3 +369,104 @@ fn under_its_own_entry() {
         shows("public.orders_2025", "public.orders_2026");
     }
 }
+
+/// The entry is renamed with its table: while nobody runs, and while `sync` does, the one first or the other. It is the same table.
+#[test]
+fn its_entry_too() {
+    let scenario = scenario("rename_both", Combination::EMBEDDED, "follow", &["public.stays", "public.orders"]);
+    scenario.duckpipe.sync_once().expect(0);
+    let rename = |from: &str, to: &str| {
+        scenario
+            .source
+            .execute(&format!("ALTER TABLE {from} RENAME TO {to}; UPDATE {to} SET v = '{to}' WHERE id % 9 = 1"));
+    };
+    let enter = |from: &str, to: &str| {
+        let text = scenario.duckpipe.configuration();
+        scenario.duckpipe.configure(&text.replace(&format!("\"public.{from}\""), &format!("\"public.{to}\"")));
+    };
+    rename("orders", "nobody_ran");
+    enter("orders", "nobody_ran");
+    scenario.converge(&["public.nobody_ran", "public.stays"]);
+
+    let mut sync = scenario.duckpipe.sync();
+    sync.wait_for_output("INFO streaming", MINUTE);
+    rename("nobody_ran", "table_first");
+    scenario.wait_for_state(&mut sync, "public.table_first", "streaming");
+    // An entry that comes with it proves that the configuration was read.
+    enter("nobody_ran", "table_first");
+    let text = scenario.duckpipe.configuration();
+    scenario.source.execute("CREATE TABLE comes (id int PRIMARY KEY)");
+    scenario.duckpipe.configure(&(text + &Duckpipe::tables(&["public.comes"])));
+    sync.signal("HUP");
+    scenario.wait_for_state(&mut sync, "public.comes", "streaming");
+    scenario.source.execute("ALTER TABLE table_first ADD n int DEFAULT 3; UPDATE table_first SET n = 4 WHERE id < 9");
+    scenario.wait_for_state(&mut sync, "public.table_first", "streaming");
+
+    enter("table_first", "entry_first");
+    sync.signal("HUP");
+    scenario.wait_for_state(&mut sync, "public.table_first", "paused");
+    rename("table_first", "entry_first");
+    scenario.wait_for_state(&mut sync, "public.entry_first", "streaming");
+    sync.terminate().expect(0);
+    scenario.assert_equal(&["public.entry_first", "public.stays", "public.comes"]);
+    scenario.duckpipe.run(&["validate"]).expect(0);
+
+    // The entry has the former name still: it is removed by that.
+    rename("entry_first", "last");
+    scenario.converge(&["public.last"]);
+    let refused = scenario.duckpipe.run(&["tables", "remove", "public.last"]).expect(2).output();
+    assert!(refused.contains("is named there as before"), "{refused}");
+    scenario.duckpipe.run(&["tables", "remove", "public.entry_first"]).expect(0);
+    scenario.converge(&["public.stays"]);
+    assert_eq!(scenario.duckpipe.status().0["tables"].as_array().map(Vec::len), Some(2));
+}
+
+/// A table that stands still is renamed, and another one takes its name: that can't have the lake's table, until the first one goes on and
+/// takes this with it.
+#[test]
+fn while_it_stands_still() {
+    let scenario = scenario("rename_paused", Combination::EMBEDDED, "follow", &["public.*"]);
+    scenario.duckpipe.sync_once().expect(0);
+    let mut sync = scenario.duckpipe.sync();
+    sync.wait_for_output("INFO streaming", MINUTE);
+    scenario.duckpipe.run(&["tables", "pause", "public.orders"]).expect(0);
+    scenario.wait_for_state(&mut sync, "public.orders", "paused");
+    scenario.source.execute(
+        "ALTER TABLE orders RENAME TO archive; UPDATE archive SET v = 'new' WHERE id < 9; \
+         CREATE TABLE orders (id int PRIMARY KEY, v text); INSERT INTO orders VALUES (1, 'another')",
+    );
+    scenario.wait_for_state(&mut sync, "public.archive", "paused");
+    sync.wait_for_output("the lake's table public.orders: it is that of public.archive", MINUTE);
+    scenario.duckpipe.run(&["tables", "resume", "public.archive"]).expect(0);
+    scenario.wait_for_state(&mut sync, "public.archive", "streaming");
+    scenario.wait_for_state(&mut sync, "public.orders", "streaming");
+    scenario.source.execute("INSERT INTO orders VALUES (2, 'x'); DELETE FROM archive WHERE id > 450");
+    scenario.wait_for_state(&mut sync, "public.orders", "streaming");
+    sync.terminate().expect(0);
+    scenario.assert_equal(&["public.archive", "public.orders", "public.stays"]);
+    scenario.duckpipe.run(&["validate"]).expect(0);
+    scenario.duckpipe.run(&["validate", "--files"]).expect(0);
+}
+
+/// A table that kept its name in the lake is dropped there by somebody, and whoever makes it again dies before the catalog knows of it: the next one goes on with it.
+#[test]
+fn made_again_under_the_name_it_kept() {
+    let mut scenario = scenario("rename_again", Combination::EMBEDDED, "keep", &["public.stays", "public.orders"]);
+    scenario.duckpipe.sync_once().expect(0);
+    scenario.source.execute("ALTER TABLE orders RENAME TO archive; UPDATE archive SET v = 'new' WHERE id < 9");
+    scenario.duckpipe.sync_once().expect(0);
+    assert_is(&scenario, "public.archive", "public.orders");
+    scenario.lake.open_native_writable().execute("DROP TABLE lake.public.orders");
+    scenario.source.execute("DELETE FROM archive WHERE id > 400; INSERT INTO stays VALUES (1)");
+    scenario.duckpipe.die_at("lake_table_made", 1);
+    scenario.duckpipe.run(&["tables", "resync", "public.archive"]).expect(0);
+    assert_eq!(scenario.duckpipe.run_within(&["sync"], MINUTE).code, None, "not killed");
+    scenario.duckpipe.live();
+    let mut sync = scenario.duckpipe.sync();
+    scenario.wait_for_state(&mut sync, "public.archive", "streaming");
+    scenario.source.execute("INSERT INTO archive VALUES (1000, 'last'); INSERT INTO stays VALUES (2)");
+    scenario.wait_for_state(&mut sync, "public.archive", "streaming");
+    sync.terminate().expect(0);
+    assert_is(&scenario, "public.archive", "public.orders");
+    scenario.assert_equal(&["public.stays"]);
+}

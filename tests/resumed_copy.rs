@@ -234,3 +234,33 @@ fn however_often_it_dies() {
     scenario.converge(&["public.t"]);
     assert_nothing_is_left(&scenario);
 }
+
+/// Tables are dropped and altered before their turn in a first copy comes: the others are copied, and what is there is copied beside them.
+#[test]
+fn tables_that_change_before_their_turn() {
+    let mut scenario = Scenario::new(
+        "copy_turns",
+        Combination::EMBEDDED,
+        "[sync]\nsnapshot_workers = 1\n[[tables]]\nsource = \"public.*\"\n",
+    );
+    scenario.duckpipe.set("DUCKPIPE_SYNC__RESYNC", "auto");
+    scenario.source.execute(
+        "CREATE TABLE a (id int PRIMARY KEY, v text); INSERT INTO a SELECT i, 'v' FROM generate_series(1, 100000) i; \
+         CREATE TABLE b_dropped (LIKE a INCLUDING ALL); CREATE TABLE c_renamed (LIKE a INCLUDING ALL); CREATE TABLE d_altered (LIKE a INCLUDING ALL); \
+         INSERT INTO c_renamed VALUES (1, 'x'); INSERT INTO d_altered VALUES (1, 'x')",
+    );
+    // Within the first table, once.
+    let mut sync = scenario.duckpipe.start_with(&["sync"], &[("DUCKPIPE_FAILPOINT", "copy:stop")]);
+    wait_for("the first table", MINUTE, || sync.is_stopped().then_some(()), || sync.tail());
+    scenario.source.execute(
+        "DROP TABLE b_dropped; ALTER TABLE c_renamed RENAME TO c; ALTER TABLE d_altered RENAME v TO w; ALTER TABLE d_altered ADD n int DEFAULT 2",
+    );
+    sync.signal("CONT");
+    for (table, state) in [("a", "streaming"), ("b_dropped", "dropped"), ("c", "streaming"), ("d_altered", "streaming")]
+    {
+        scenario.wait_for_state(&mut sync, &format!("public.{table}"), state);
+    }
+    sync.terminate().expect(0);
+    scenario.assert_equal(&["public.a", "public.c", "public.d_altered"]);
+    scenario.duckpipe.run(&["validate"]).expect(0);
+}

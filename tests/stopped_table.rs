@@ -229,7 +229,7 @@ fn a_row_that_the_lake_does_not_hold() {
 /// Somebody drops its table in the lake, while others are written.
 #[test]
 fn a_table_that_the_lake_has_no_more() {
-    let scenario = synced("stop_dropped", POSTGRES, "");
+    let mut scenario = synced("stop_dropped", POSTGRES, "");
     let mut sync = scenario.duckpipe.sync();
     sync.wait_until("the stream", MINUTE, |status| status.all("streaming"));
     scenario.lake.open_native_writable().execute("DROP TABLE lake.public.stops");
@@ -237,7 +237,13 @@ fn a_table_that_the_lake_has_no_more() {
     scenario.wait_for_state(&mut sync, "public.stops", "errored");
     scenario.source.execute("UPDATE goes_on SET v = 'y' WHERE id = 51");
     scenario.wait_for_state(&mut sync, "public.goes_on", "streaming");
+    sync.terminate().expect(0);
+    // It is made again, and whoever does that dies before the catalog knows of it.
     scenario.duckpipe.run(&["tables", "resync", "public.stops"]).expect(0);
+    scenario.duckpipe.die_at("lake_table_made", 1);
+    assert_eq!(scenario.duckpipe.run_within(&["sync"], MINUTE).code, None, "not killed");
+    scenario.duckpipe.live();
+    let mut sync = scenario.duckpipe.sync();
     scenario.wait_for_state(&mut sync, "public.stops", "streaming");
     sync.terminate().expect(0);
     scenario.assert_equal(&["public.stops", "public.goes_on"]);

@@ -23,7 +23,7 @@ const STEPS: u32 = 14;
 /// How long the lake may take to show the source, copies included.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-const TYPES: [&str; 6] = ["int", "bigint", "text", "numeric(8,2)", "date", "bool"];
+const TYPES: [&str; 8] = ["int", "bigint", "text", "numeric(8,2)", "date", "bool", "int[]", "text[]"];
 
 #[derive(Clone, Debug)]
 struct Column {
@@ -183,7 +183,7 @@ impl<'a> Upheaval<'a> {
     fn table(&mut self) -> String {
         let table = self.pick();
         let name = self.tables[table].name.clone();
-        match self.random.random_range(0..10) {
+        match self.random.random_range(0..11) {
             0..3 if self.tables.len() < 8 => {
                 self.met("tables made");
                 let (partitioned, keyless) = (self.random.random_bool(0.3), self.random.random_bool(0.3));
@@ -204,6 +204,13 @@ impl<'a> Upheaval<'a> {
                 self.met("tables made anew");
                 self.tables.remove(table);
                 format!("DROP TABLE {name}; {}", self.create_as(&name, false, false))
+            }
+            9 if self.tables.len() > 3 => {
+                self.met("tables replaced by others");
+                let gone = self.tables.remove(table).name;
+                let other = self.pick();
+                let other = std::mem::replace(&mut self.tables[other].name, gone);
+                format!("DROP TABLE {name}; ALTER TABLE {other} RENAME TO {name}")
             }
             _ => {
                 self.met("several truncated");
@@ -283,6 +290,12 @@ impl<'a> Upheaval<'a> {
             "bool" => format!("{row} % 2 = {}", number % 2),
             "date" => format!("date '2026-01-01' + ({row} % 300)::int + {}", number % 50),
             "text" => format!("'v{number} ' || {row}"),
+            "int[]" => format!("ARRAY[({row} % 1000)::int, NULL, {number}]"),
+            // Some are stored beside their rows.
+            "text[]" if number % 2 == 0 => {
+                format!("(SELECT array_agg(md5(({row} + k)::text)) FROM generate_series(1, 90) k)")
+            }
+            "text[]" => format!("ARRAY['v{number}', {row}::text, NULL]"),
             _ => format!("({row} % 1000) + {number}::numeric / 100"),
         }
     }
@@ -334,6 +347,12 @@ impl<'a> Upheaval<'a> {
                 "UPDATE {name} SET id = id + {} WHERE id % {modulo} = {rest}",
                 i64::from(self.number()) * 10_000_000
             ),
+            (7, _) if self.random.random_bool(0.5) => {
+                self.met("inserted again");
+                format!(
+                    "WITH gone AS (DELETE FROM {name} WHERE id % {modulo} = {rest} RETURNING *) INSERT INTO {name} SELECT * FROM gone"
+                )
+            }
             (7, _) => format!("UPDATE {name} SET large = repeat('x', 2500) WHERE id % {modulo} = {rest}"),
             (8, _) if !self.tables[table].keyless => {
                 self.met("in blocks");
@@ -415,17 +434,20 @@ impl<'a> Upheaval<'a> {
     // --- the lake ----------------------------------------------------------------------------------------------------
 
     /// Why the lake does not show the source yet; `None`: it does.
-    fn differs(&self, native: &NativeLake) -> Option<String> {
+    fn differs(&self, native: &NativeLake, status: &serde_json::Value) -> Option<String> {
         for table in &self.tables {
             let name = format!("public.{}", table.name);
+            let mut rows = status["tables"].as_array().into_iter().flatten();
+            // One that has the name of a dropped one is called as before in the lake.
+            let row = rows.find(|row| row["source"] == name.as_str() && row["state"] == "streaming");
+            let target = row.and_then(|row| row["target"].as_str()).unwrap_or(&name).to_owned();
             let there = native.number(&format!(
-                "SELECT count(*) FROM duckdb_tables() WHERE database_name = 'lake' AND table_name = '{}'",
-                table.name
+                "SELECT count(*) FROM duckdb_tables() WHERE database_name = 'lake' AND concat_ws('.', schema_name, table_name) = '{target}'",
             ));
             if there == 0 {
                 return Some(format!("{name} is not in the lake"));
             }
-            let lake: Vec<String> = native.columns(&name, None).into_iter().map(|(column, _)| column).collect();
+            let lake: Vec<String> = native.columns(&target, None).into_iter().map(|(column, _)| column).collect();
             let source = self.scenario.source.text(&format!(
                 "SELECT string_agg(attname, ' ' ORDER BY attnum) FROM pg_attribute WHERE attrelid = '{}'::regclass AND attnum > 0 \
                  AND NOT attisdropped",
@@ -434,7 +456,7 @@ impl<'a> Upheaval<'a> {
             if lake.join(" ") != source {
                 return Some(format!("{name} has the columns {} in the lake, {source} in the source", lake.join(" ")));
             }
-            let comparison = Comparison::new(&self.scenario.source, native, &name, &name, &[]);
+            let comparison = Comparison::new(&self.scenario.source, native, &name, &target, &[]);
             if let Err(difference) = comparison.run(&self.scenario.source, native) {
                 return Some(difference);
             }
@@ -461,7 +483,7 @@ impl<'a> Upheaval<'a> {
                     match (status.applied_lsn() >= Some(lsn), self.unsettled(&status.0)) {
                         (false, _) => format!("it is at {:?}, before {lsn}", status.applied_lsn()),
                         (true, Some(why)) => format!("{why}\n{:#}", status.0["tables"]),
-                        (true, None) => match self.differs(&self.scenario.lake.open_beside_sync()) {
+                        (true, None) => match self.differs(&self.scenario.lake.open_beside_sync(), &status.0) {
                             None => match self.scenario.duckpipe.run(&["validate"]) {
                                 equal if equal.code == Some(0) => return,
                                 // A type that changed last, with no row behind it, is followed next.
@@ -489,10 +511,12 @@ impl<'a> Upheaval<'a> {
 
     /// Why the pipeline is on its way yet: a table is not followed, or one that the source has no more still is.
     fn unsettled(&self, status: &serde_json::Value) -> Option<String> {
-        status["tables"].as_array().into_iter().flatten().find_map(|table| {
-            let (name, state) = (table["source"].as_str().unwrap_or_default(), &table["state"]);
+        let rows = || status["tables"].as_array().into_iter().flatten();
+        let streams = |name: &str| rows().any(|row| row["source"] == name && row["state"] == "streaming");
+        rows().find_map(|row| {
+            let name = row["source"].as_str().unwrap_or_default();
             let there = self.tables.iter().any(|table| format!("public.{}", table.name) == name);
-            (there != (state == "streaming")).then(|| format!("{name} is {state}"))
+            (there != streams(name)).then(|| format!("{name} is {}", row["state"]))
         })
     }
 
@@ -511,6 +535,8 @@ fn constant(sql_type: &str) -> &'static str {
         "bool" => "true",
         "date" => "'2026-02-03'",
         "text" => "'default'",
+        "int[]" => "'{1,NULL}'",
+        "text[]" => "'{a,b}'",
         _ => "1.25",
     }
 }

@@ -210,6 +210,9 @@ impl SyncPoint for ThroughSync<'_> {
                 Ok((self.open_lake().await?, snapshot))
             }
             Way::Own | Way::Unknown => {
+                if sync_runs(self.config).await? {
+                    return Err(Error::new(ErrorKind::Transient, "a sync has begun meanwhile").remedy("try again"));
+                }
                 self.catch_up(Some(lsn)).await?;
                 let lake = self.open_lake().await?;
                 // The position last: where it is the one that is wanted, the snapshot before shows no other.

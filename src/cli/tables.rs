@@ -81,7 +81,9 @@ pub(super) async fn want_in(
 }
 
 fn find<'a>(rows: &'a [TableRow], pipeline: &str, name: &str) -> Result<&'a TableRow> {
-    let found = rows.iter().find(|row| row.source.to_string() == name || row.target.to_string() == name);
+    let called = |of: fn(&TableRow) -> &TableName| rows.iter().find(|row| of(row).to_string() == name);
+    // Last by what a table was called that was renamed: its entry may have that still.
+    let found = called(|row| &row.source).or_else(|| called(|row| &row.target)).or_else(|| called(TableRow::named));
     found.ok_or_else(|| {
         let known: Vec<String> = rows.iter().map(|row| row.source.to_string()).collect();
         Error::new(ErrorKind::Config, format!("the pipeline {pipeline} has no table {name}"))

@@ -1,5 +1,6 @@
 //! Compaction inside `sync`: a thread with a runtime of its own, so that no flush waits for a sort.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -64,6 +65,7 @@ async fn run(
     mut stop: watch::Receiver<bool>,
 ) {
     let mut compactor: Option<Compactor> = None;
+    let mut told = HashSet::new();
     loop {
         let asked = tokio::select! {
             asked = requests.recv() => match asked {
@@ -83,9 +85,22 @@ async fn run(
             // Nobody may wait any more.
             (Some(answer), report) => drop(answer.send(report)),
             (None, Err(error)) => tracing::warn!(%error, "compaction failed; it is tried again"),
-            (None, Ok(_)) => {}
+            (None, Ok(report)) => told = tell(&report, &told),
         }
     }
+}
+
+/// Says what could not be rewritten, where the pass before did not say so. Returns what is said now.
+fn tell(report: &Report, told: &HashSet<(String, String)>) -> HashSet<(String, String)> {
+    let why = report
+        .tables
+        .iter()
+        .flat_map(|line| line.given_up.iter().chain(&line.left_out).map(|why| (line.table.clone(), why.clone())));
+    let now: HashSet<(String, String)> = why.collect();
+    for (table, why) in now.difference(told) {
+        tracing::info!(table, why, "files of the table were not compacted");
+    }
+    now
 }
 
 /// The time until the next pass; for ever where there is no schedule.

@@ -20,12 +20,12 @@ use std::sync::Arc;
 
 use arrow::datatypes::DataType;
 use duckpipe_storage::{Deletes, Store, UploadLog, field_id, new_delete_file_path, write_announced_delete_file};
-use futures::{TryStreamExt, stream};
+use futures::{StreamExt, stream};
 
 pub use background::Background;
 pub use report::{Report, Request, TableReport};
 
-use crate::config::Config;
+use crate::config::{Config, selection_of_any};
 use crate::error::{Error, ErrorKind, Result, ResultExt};
 use crate::failpoint::failpoint;
 use crate::lake::store::store_error;
@@ -148,7 +148,8 @@ impl Compactor {
         }
     }
 
-    /// Rewrites what is worth it; the number of groups that were. The first error that is one table's own goes to `failed`.
+    /// Rewrites what is worth it; the number of groups that were. The first error goes to `failed`: what keeps one table from being rewritten,
+    /// a file that the store does not give, may be no other's.
     async fn tables(
         &self,
         view: &CompactionView,
@@ -162,10 +163,7 @@ impl Compactor {
             let Some(line) = report.tables.iter_mut().find(|line| line.table == name) else { continue };
             match self.table(view.oldest, table, request.dry_run, line).await.context(|| name) {
                 Ok(groups) => rewritten += groups,
-                Err(error) if matches!(error.kind(), ErrorKind::Config | ErrorKind::Internal) => {
-                    failed.get_or_insert(error);
-                }
-                Err(error) => return Err(error),
+                Err(error) => drop(failed.get_or_insert(error)),
             }
         }
         Ok(rewritten)
@@ -281,7 +279,8 @@ impl Compactor {
 
     /// The ids of the columns to sort by: those that the configuration names, else the key's.
     async fn order(&self, table: &CompactionTable) -> Result<Vec<i64>> {
-        let Some(named) = self.config.sort_by(&table.selected) else { return Ok(table.key.clone()) };
+        let selected = selection_of_any(&self.config.tables(), [&table.selected, &table.source]);
+        let Some(named) = selected.and_then(|selected| selected.sort_by) else { return Ok(table.key.clone()) };
         let columns = self.lake.compaction_schema(table.table_id, NOW).await?;
         let named = named.iter().map(|name| {
             let id = columns.names.get(&name.to_lowercase()).copied();
@@ -368,13 +367,22 @@ impl Compactor {
             return Ok(());
         }
         // The objects first: a row without its object is deleted once more, an object without its row never.
-        stream::iter(scheduled.paths.iter().map(Ok))
-            .try_for_each_concurrent(DELETES_AT_ONCE, |path| async move {
-                let deleted = self.store.delete(path).await;
-                deleted.map_err(store_error(&format!("{} can't be deleted", self.store.url(path))))
+        let deleted: Vec<Result<String>> = stream::iter(scheduled.paths)
+            .map(|path| async move {
+                match self.store.delete(&path).await {
+                    Ok(()) => Ok(path),
+                    Err(error) => Err(store_error(&format!("{} can't be deleted", self.store.url(&path)))(error)),
+                }
             })
-            .await?;
-        self.lake.forget_scheduled(&scheduled.paths).await
+            .buffer_unordered(DELETES_AT_ONCE)
+            .collect()
+            .await;
+        let (deleted, failed): (Vec<Result<String>>, Vec<Result<String>>) =
+            deleted.into_iter().partition(Result::is_ok);
+        let deleted: Vec<String> = deleted.into_iter().flatten().collect();
+        report.files_deleted = deleted.len() as u64;
+        self.lake.forget_scheduled(&deleted).await?;
+        failed.into_iter().next().map_or(Ok(()), |failed| failed.map(drop))
     }
 
     fn log(&self) -> Arc<dyn UploadLog> {

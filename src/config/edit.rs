@@ -84,7 +84,8 @@ pub fn entry_of(config: &Config, table: &TableName) -> Result<usize> {
             .remedy(format!(
                 "let it stand still, `duckpipe tables pause {table}`, or name the pattern's tables one by one"
             )),
-        None => error(format!("no [[tables]] entry selects {table}")),
+        None => error(format!("no [[tables]] entry selects {table}"))
+            .remedy("a table that was renamed is named there as before: say that name"),
     })
 }
 

@@ -30,7 +30,7 @@ pub use crate::source::pattern::TablePattern;
 pub use compact::CompactConfig;
 pub use document::Override;
 pub use entries::Entries;
-pub use selection::{SelectedTable, select, selection_of};
+pub use selection::{SelectedTable, select, select_apart, selection_of, selection_of_any};
 pub use template::{Known, name_from, template};
 pub use units::{display_size, format_size, parse_duration, parse_size};
 
@@ -240,14 +240,6 @@ impl Config {
             session_token: s3.session_token.as_ref().map(secret),
             path_style: s3.path_style,
         })
-    }
-
-    /// What compacted files of a source table are sorted by, where an entry says so: one that names it, else the first pattern.
-    pub fn sort_by(&self, source: &TableName) -> Option<Vec<String>> {
-        let tables = self.tables();
-        let named = tables.iter().find(|table| table.source.exact().as_ref() == Some(source));
-        let entry = named.or_else(|| tables.iter().find(|table| table.source.matches(source)))?;
-        entry.sort_by.clone()
     }
 
     /// How the lake is opened, with `memory` bytes for DuckDB.

@@ -25,6 +25,8 @@ pub struct SelectedTable {
     pub mode: Mode,
     /// Which rows are followed, as SQL of the source.
     pub filter: Option<String>,
+    /// What its compacted files are sorted by, where that is not the key.
+    pub sort_by: Option<Vec<String>>,
     /// Whether only a pattern matched it: such a table is left out with a warning where it has no key.
     pub by_pattern: bool,
 }
@@ -32,9 +34,31 @@ pub struct SelectedTable {
 /// Matches the entries against the tables that the source has. An entry that names a table wins over a pattern, an earlier
 /// pattern over a later one. The result is ordered by source name.
 ///
-/// Errors ([`ErrorKind::Precondition`] for a table that the source does not have, else [`ErrorKind::Config`]): a named table
-/// that does not exist, patterns that match nothing at all, two tables with one target.
+/// # Errors
+/// [`ErrorKind::Precondition`] for a named table that the source does not have, and where nothing at all matches; [`ErrorKind::Config`] for
+/// two tables with one target.
 pub fn select(entries: &[TableConfig], found: &[TableName]) -> Result<Vec<SelectedTable>> {
+    let selected = matched(entries, found)?;
+    check_targets(&selected)?;
+    Ok(selected)
+}
+
+/// As [`select`], without those that have another one's target: the later ones by name. Returns what is wrong with them.
+///
+/// # Errors
+/// As [`select`], but for two tables with one target.
+pub fn select_apart(entries: &[TableConfig], found: &[TableName]) -> Result<(Vec<SelectedTable>, Vec<Error>)> {
+    let (mut targets, mut apart, mut errors) = (Targets::default(), Vec::new(), Vec::new());
+    for table in matched(entries, found)? {
+        match targets.add(&table) {
+            Ok(()) => apart.push(table),
+            Err(error) => errors.push(error),
+        }
+    }
+    Ok((apart, errors))
+}
+
+fn matched(entries: &[TableConfig], found: &[TableName]) -> Result<Vec<SelectedTable>> {
     let mut selected = BTreeMap::new();
     for entry in entries {
         let Some(source) = entry.source.exact() else { continue };
@@ -64,9 +88,7 @@ pub fn select(entries: &[TableConfig], found: &[TableName]) -> Result<Vec<Select
         )
         .remedy("check the patterns in [[tables]], the database in source.url, and that the role may see the schema"));
     }
-    let selected: Vec<SelectedTable> = selected.into_values().collect();
-    check_targets(&selected)?;
-    Ok(selected)
+    Ok(selected.into_values().collect())
 }
 
 /// What the entries say of one table, which the source has.
@@ -75,6 +97,14 @@ pub fn selection_of(entries: &[TableConfig], source: &TableName) -> Option<Selec
     let pattern = || entries.iter().find(|entry| entry.source.exact().is_none() && entry.source.matches(source));
     let entry = exact.or_else(pattern)?;
     Some(selection(entry, source, exact.is_none()))
+}
+
+/// What the entries say of a table that has, or had, these names: by the first one that an entry selects.
+pub fn selection_of_any<'a>(
+    entries: &[TableConfig],
+    names: impl IntoIterator<Item = &'a TableName>,
+) -> Option<SelectedTable> {
+    names.into_iter().find_map(|name| selection_of(entries, name))
 }
 
 /// What an entry says of a table that it selects.
@@ -93,6 +123,7 @@ pub(super) fn selection(entry: &TableConfig, source: &TableName, by_pattern: boo
         text_columns: entry.types.keys().cloned().collect(),
         mode: entry.mode,
         filter: entry.filter.clone(),
+        sort_by: entry.sort_by.clone(),
         by_pattern,
     }
 }
@@ -106,17 +137,43 @@ fn fan_in_target(view: &TableName, pipeline: &str, source: &TableName) -> TableN
 
 /// Refuses two sources with one target; lake names are the same in upper and lower case.
 pub(super) fn check_targets(selected: &[SelectedTable]) -> Result<()> {
-    let mut views: Vec<(TableName, TableName)> =
-        selected.iter().filter_map(|table| Some((table.source.clone(), table.view.clone()?))).collect();
-    views.sort_by(|one, other| one.1.cmp(&other.1));
-    views.dedup_by(|one, other| one.1 == other.1);
-    let tables = selected.iter().map(|table| (table.source.clone(), table.target.clone())).chain(views);
-    let mut targets: HashMap<String, (TableName, TableName)> = HashMap::new();
-    let mut schemas: HashMap<String, TableName> = HashMap::new();
-    for (source, target) in tables {
+    let mut targets = Targets::default();
+    selected.iter().try_for_each(|table| targets.add(table))
+}
+
+/// The names that tables and their views have in the lake, in lower case, each with whose and which it is.
+#[derive(Default)]
+struct Targets {
+    tables: HashMap<String, (TableName, TableName)>,
+    views: HashMap<String, (TableName, TableName)>,
+    schemas: HashMap<String, TableName>,
+}
+
+impl Targets {
+    /// Nothing is added where it is refused.
+    fn add(&mut self, table: &SelectedTable) -> Result<()> {
+        let folded = |target: &TableName| format!("{:?}", (target.schema.to_lowercase(), target.table.to_lowercase()));
+        self.check(&table.source, &table.target, self.views.get(&folded(&table.target)))?;
+        if let Some(view) = &table.view {
+            // A view shows several.
+            let others = self.views.get(&folded(view)).filter(|(_, other)| other != view);
+            self.check(&table.source, view, others)?;
+        }
+        let mut add = |names: fn(&mut Self) -> &mut HashMap<String, (TableName, TableName)>, target: &TableName| {
+            self.schemas.entry(target.schema.to_lowercase()).or_insert_with(|| target.clone());
+            names(self).entry(folded(target)).or_insert_with(|| (table.source.clone(), target.clone()));
+        };
+        add(|targets| &mut targets.tables, &table.target);
+        if let Some(view) = &table.view {
+            add(|targets| &mut targets.views, view);
+        }
+        Ok(())
+    }
+
+    fn check(&self, source: &TableName, target: &TableName, view: Option<&(TableName, TableName)>) -> Result<()> {
         let folded = format!("{:?}", (target.schema.to_lowercase(), target.table.to_lowercase()));
-        if let Some((other, other_target)) = targets.get(&folded) {
-            let message = if *other_target == target {
+        if let Some((other, other_target)) = self.tables.get(&folded).or(view) {
+            let message = if other_target == target {
                 format!("{other} and {source} have one target, {target}")
             } else {
                 format!(
@@ -125,18 +182,17 @@ pub(super) fn check_targets(selected: &[SelectedTable]) -> Result<()> {
             };
             return Err(Error::new(ErrorKind::Config, message).remedy("give one of them another target"));
         }
-        if let Some(other) = schemas.get(&target.schema.to_lowercase())
-            && other.schema != target.schema
-        {
-            let message = format!(
-                "the targets {other} and {target} lie in schemas that differ only in case, which the lake takes for one"
-            );
-            return Err(Error::new(ErrorKind::Config, message).remedy("give one of them another target"));
+        let schema = self.schemas.get(&target.schema.to_lowercase());
+        match schema.filter(|other| other.schema != target.schema) {
+            None => Ok(()),
+            Some(other) => {
+                let message = format!(
+                    "the targets {other} and {target} lie in schemas that differ only in case, which the lake takes for one"
+                );
+                Err(Error::new(ErrorKind::Config, message).remedy("give one of them another target"))
+            }
         }
-        schemas.entry(target.schema.to_lowercase()).or_insert_with(|| target.clone());
-        targets.insert(folded, (source, target));
     }
-    Ok(())
 }
 
 fn nearest<'a>(wanted: &TableName, found: &'a [TableName]) -> Option<&'a TableName> {

@@ -107,9 +107,12 @@ fn reads_how_files_are_compacted() {
     let text = GOOD.replace("[[tables]]", "[compact]\nenabled = false\nretain = \"forever\"\n[[tables]]");
     let config = load(&format!("{text}sort_by = [\"placed\"]\n[[tables]]\nsource = \"public.*\""), &[], &[]).unwrap();
     assert!(!config.compact.enabled && config.compact.retain.is_none());
-    let table = |name: &str| TableName { schema: "public".into(), table: name.into() };
-    assert_eq!(config.sort_by(&table("orders")), Some(vec!["placed".to_owned()]));
-    assert_eq!(config.sort_by(&table("items")), None);
+    let sort_by = |name: &str| {
+        let table = TableName { schema: "public".into(), table: name.into() };
+        selection_of(&config.tables(), &table).and_then(|selected| selected.sort_by)
+    };
+    assert_eq!(sort_by("orders"), Some(vec!["placed".to_owned()]));
+    assert_eq!(sort_by("items"), None);
     let environment = [
         ("DUCKPIPE_COMPACT__INTERVAL", "5m"),
         ("DUCKPIPE_COMPACT__TARGET_FILE_SIZE", "64MB"),

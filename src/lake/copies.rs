@@ -120,6 +120,24 @@ impl Lake {
         .await
     }
 
+    /// The configuration selects these tables by their present names from now on.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Transient`] where the catalog fails.
+    pub async fn forget_selection(&self, pipeline: &str, table_ids: &[i64]) -> Result<()> {
+        let (pipeline, ids) = (literal(pipeline), id_list(table_ids.iter().copied()));
+        self.run(move |session| {
+            session.locked_transaction(|session| {
+                session.write(&format!(
+                    "UPDATE {}.duckpipe_table SET selected_schema = NULL, selected_table = NULL \
+                     WHERE pipeline = {pipeline} AND table_id IN ({ids})",
+                    session.tables()
+                ))
+            })
+        })
+        .await
+    }
+
     /// The live table of a name, in any case.
     ///
     /// # Errors

@@ -26,6 +26,8 @@ pub struct NewTable {
     pub source_oid: u32,
     /// The source table.
     pub source: TableName,
+    /// The name by which the configuration selects it, where that is another one.
+    pub selected: Option<TableName>,
     /// The lake's table.
     pub target: TableName,
     /// The view that shows its rows among those of others, in the schema of `target`.
@@ -239,7 +241,18 @@ fn plan_existing(
     lives: Option<(i64, TableName)>,
 ) -> Result<Plan> {
     let half_made = row.table_id.is_none();
+    // Whoever dies between this and the row that says what was made finds a table that is half made, and goes on with it.
+    let begin = || {
+        session.write(&format!(
+            "UPDATE {}.duckpipe_table SET table_id = NULL WHERE pipeline = {} AND target_schema = {} AND target_table = {}",
+            session.tables(),
+            literal(&fence.pipeline),
+            literal(&row.target.schema),
+            literal(&row.target.table)
+        ))
+    };
     let Some((table_id, name)) = lives else {
+        begin()?;
         return Ok(Plan::Make { drop: None, generation: if half_made { row.generation } else { row.generation + 1 } });
     };
     if !half_made && row.table_id != Some(table_id) {
@@ -260,14 +273,7 @@ fn plan_existing(
         )
         .remedy("copy the table anew: `duckpipe sync --resnapshot`"));
     }
-    // From here on the table is half made, so that a restart goes on with dropping it.
-    session.write(&format!(
-        "UPDATE {}.duckpipe_table SET table_id = NULL WHERE pipeline = {} AND target_schema = {} AND target_table = {}",
-        session.tables(),
-        literal(&fence.pipeline),
-        literal(&row.target.schema),
-        literal(&row.target.table)
-    ))?;
+    begin()?;
     Ok(Plan::Make { drop: Some(name), generation: row.generation + 1 })
 }
 
@@ -359,14 +365,19 @@ fn record(
     generation: i64,
 ) -> Result<()> {
     let columns = serde_json::to_string(columns).because(ErrorKind::Internal, || "writing the columns".into())?;
+    let selected = |part: fn(&TableName) -> &String| {
+        new.selected.as_ref().map_or_else(|| "NULL".to_owned(), |name| literal(part(name)))
+    };
     session.write(&format!(
         "UPDATE {}.duckpipe_table SET table_id = {table_id}, columns = {}, generation = {generation}, source_oid = {}, \
-         source_schema = {}, source_table = {}, fan_in = {} WHERE pipeline = {} AND target_schema = {} AND target_table = {}",
+         source_schema = {}, source_table = {}, selected_schema = {}, selected_table = {}, fan_in = {} WHERE pipeline = {} AND target_schema = {} AND target_table = {}",
         session.tables(),
         literal(&columns),
         new.source_oid,
         literal(&new.source.schema),
         literal(&new.source.table),
+        selected(|name| &name.schema),
+        selected(|name| &name.table),
         new.view.as_ref().map_or_else(|| "NULL".to_owned(), |view| literal(&view.table)),
         literal(&fence.pipeline),
         literal(&new.target.schema),

@@ -147,9 +147,19 @@ pub struct TableRow {
 }
 
 impl TableRow {
-    /// The name by which the configuration selects it.
+    /// The name that the configuration selected it by.
     pub fn named(&self) -> &TableName {
         self.selected.as_ref().unwrap_or(&self.source)
+    }
+
+    /// The names that the configuration may select it by: [`TableRow::named`] as long as an entry has that, else what it is called now.
+    pub fn names(&self) -> [&TableName; 2] {
+        [self.named(), &self.source]
+    }
+
+    /// Whether the lake has a table of it, or had one in whose place another one is being made.
+    pub fn was_made(&self) -> bool {
+        self.table_id.is_some() || !self.columns.is_empty()
     }
 
     /// Whether the source's table of this oid is that of another one of the pipeline's rows. A table that was copied under another name once

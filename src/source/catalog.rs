@@ -81,6 +81,15 @@ pub async fn name_of(session: &Session, oid: Oid) -> Result<Option<TableName>> {
     Ok(row.map(|row| TableName { schema: row.get(0), table: row.get(1) }))
 }
 
+/// What tables are called now, by their oids. Those that are gone are not among them.
+pub async fn names_of(session: &Session, oids: &[Oid]) -> Result<hashbrown::HashMap<Oid, TableName>> {
+    let query = "SELECT c.oid, n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+                 WHERE c.oid = ANY ($1) AND c.relkind IN ('r', 'p')";
+    let rows = session.client().query(query, &[&oids]).await;
+    let rows = rows.map_err(|error| from_client(error, "Reading the tables' names"))?;
+    Ok(rows.iter().map(|row| (row.get(0), TableName { schema: row.get(1), table: row.get(2) })).collect())
+}
+
 /// The table of a name; `None` where there is none.
 pub async fn oid_of(session: &Session, name: &TableName) -> Result<Option<Oid>> {
     let query = "SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
@@ -141,7 +150,8 @@ pub async fn definition_marks(session: &Session, oids: &[Oid]) -> Result<hashbro
         }
     };
     let published = format!(
-        "(SELECT string_agg(m.oid::text, ',' ORDER BY m.oid) FROM ({}) m)",
+        "(SELECT string_agg(m.oid::text, ',' ORDER BY m.oid) FROM ({}) m), \
+         (SELECT string_agg(concat_ws(' ', v.oid, v.pubviaroot), ',' ORDER BY v.oid) FROM pg_publication v)",
         publication::memberships(session.major_version())
     );
     let from = "FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = ANY ($1) AND NOT (c.relispartition \

@@ -115,20 +115,35 @@ pub(super) fn memberships(major: u32) -> String {
 }
 
 /// What says that the publication sends the changes of a table: another text once the table was taken out and put in again, when changes
-/// may have been passed over. `None`: they are not sent.
+/// may have been passed over, and once they come as those of a table that it is a partition of. `None`: they are not sent.
 ///
 /// # Errors
 /// Kind `Transient` where the source does not answer.
 pub async fn membership(session: &Session, publication: &str, oid: Oid) -> Result<Option<String>> {
+    let of_schema = match session.major_version() {
+        ..15 => "",
+        _ => {
+            "OR EXISTS (SELECT FROM pg_publication_namespace n WHERE n.pnpubid = p.oid AND n.pnnspid = f.relnamespace)"
+        }
+    };
     let query = format!(
         "SELECT nullif(concat_ws(' ', CASE WHEN p.puballtables THEN 'all' END, \
-                (SELECT string_agg(m.oid::text, ' ' ORDER BY m.oid) FROM ({}) m WHERE m.publication = p.oid)), '') \
+                (SELECT string_agg(m.oid::text, ' ' ORDER BY m.oid) FROM ({}) m WHERE m.publication = p.oid), \
+                CASE WHEN p.pubviaroot THEN (SELECT string_agg('as ' || f.oid, ' ' ORDER BY f.oid) \
+                     FROM pg_partition_ancestors(c.oid) a JOIN pg_class f ON f.oid = a.relid AND f.oid <> c.oid \
+                     WHERE p.puballtables {of_schema} \
+                     OR EXISTS (SELECT FROM pg_publication_rel r WHERE r.prpubid = p.oid AND r.prrelid = f.oid)) END), '') \
          FROM pg_publication p, pg_class c WHERE p.pubname = $1 AND c.oid = $2",
         memberships(session.major_version())
     );
     let row = session.client().query_opt(&query, &[&publication, &oid]).await;
     let row = row.map_err(|error| from_client(error, "Reading what the publication sends"))?;
     Ok(row.and_then(|row| row.get(0)))
+}
+
+/// Whether [`membership`] says that the changes are sent as those of a table that it is a partition of.
+pub fn is_as_root(membership: &str) -> bool {
+    membership.contains("as ")
 }
 
 /// The statement that creates the publication, for a server of this version. Changes of partitions are sent as their root's. From 18

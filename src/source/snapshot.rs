@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
+use super::failure::ServerError;
 use super::partitions::{self, partition};
 use super::settings::SourceSettings;
 use super::table::{Heap, SourceTable, TableName};
@@ -148,26 +149,26 @@ impl SnapshotReader {
                 format!("{what}: an earlier copy on this connection was not read to its end"),
             ));
         }
-        self.lock(heap).await.context(|| what.clone())?;
-        self.wire.begin_copy(&statement).await.map_err(|error| error.into_error(&what))?;
+        self.lock(heap).await.map_err(|error| altered(error, &what))?;
+        self.wire.begin_copy(&statement).await.map_err(|error| altered(error, &what))?;
         self.in_copy = true;
         Ok(CopyStream { reader: self, heap: heap.clone(), what, file_node: 0 })
     }
 
     /// Lets go of the table that was read before. A partitioned one is locked before its partitions, as who alters it does.
-    async fn lock(&mut self, heap: &Heap) -> Result<()> {
+    async fn lock(&mut self, heap: &Heap) -> Result<(), QueryError> {
         let table = heap.root.as_ref().unwrap_or(&heap.name);
         if self.locked.as_ref() == Some(table) {
             return Ok(());
         }
         if self.locked.take().is_some() {
-            self.wire.query("COMMIT").await.map_err(|error| error.into_error("Going on to the next table"))?;
+            self.wire.query("COMMIT").await?;
             begin(&mut self.wire, &self.snapshot).await?;
         }
         if heap.root.is_some() {
             // As LOCK TABLE does, which wants more than the right to read its columns.
             let lock = format!("SELECT FROM ONLY {} LIMIT 0", sql::qualified(&table.schema, &table.table));
-            self.wire.query(&lock).await.map_err(|error| error.into_error(&format!("Locking {table}")))?;
+            self.wire.query(&lock).await?;
         }
         self.locked = Some(table.clone());
         Ok(())
@@ -238,6 +239,18 @@ impl CopyStream<'_> {
                 Err(error.into_error(&self.what))
             }
         }
+    }
+}
+
+/// The error of beginning a COPY. What the snapshot has may be gone by now: names do not follow snapshots.
+fn altered(error: QueryError, what: &str) -> Error {
+    let gone = |error: &ServerError| ["42P01", "42703"].contains(&error.code.as_str());
+    match error {
+        QueryError::Server(error) if gone(&error) => {
+            let what = format!("{what}: it was dropped, renamed or altered since its snapshot: {}", error.message);
+            Error::new(ErrorKind::Table, what).mended_by_resync()
+        }
+        error => error.into_error(what),
     }
 }
 

@@ -18,11 +18,11 @@ use crate::batch::mapping;
 use crate::batch::pgoutput::{Relation, RelationColumn};
 use crate::batch::relation::RelationMap;
 use crate::batch::value_of_text;
-use crate::config::{Config, selection_of};
+use crate::config::{Config, SelectedTable, selection_of_any};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lake::{Alteration, ColumnChange, FieldId, Lake, LakeColumn, LakeTable};
 use crate::source::session::Session;
-use crate::source::table::{PgType, SourceColumn, SourceTable, TableName};
+use crate::source::table::{PgType, SourceColumn, SourceTable};
 use crate::source::{catalog, partitions};
 
 /// How long a transaction may take from its commit record to being seen.
@@ -111,10 +111,9 @@ impl Definitions<'_> {
         if let Some(why) = other_values(known, &source) {
             return Err(unclear(known, why));
         }
-        let layout = match layout_of(self.config, &table.selected, &source) {
-            Some(layout) => layout.map_err(|error| unclear(known, &error.to_string()))?,
-            None => return Err(unclear(known, "[[tables]] names it no longer")),
-        };
+        let selected = selection_of_any(&self.config.tables(), [&table.selected, &known.name]);
+        let selected = selected.ok_or_else(|| unclear(known, "[[tables]] names it no longer"))?;
+        let layout = layout_of(&selected, &source).map_err(|error| unclear(known, &error.to_string()))?;
         let relation = relation.map(|relation| RelationMap::new(&layout, &source, relation)).transpose()?;
         let next = lake.next_column_id(table.lake.table_id).await?;
         let mut changed = changes(table, known, (&source, &layout), next)?;
@@ -185,13 +184,16 @@ fn sent(column: &SourceColumn) -> RelationColumn {
     RelationColumn { key: false, name: column.name.clone(), type_oid: oid, typmod }
 }
 
-/// A table's way into the lake as the configuration wants it, which selects it by this name; `None`: it is not named there.
-pub fn layout_of(config: &Config, selected: &TableName, source: &SourceTable) -> Option<Result<TableLayout>> {
-    let selected = selection_of(&config.tables(), selected)?;
+/// A table's way into the lake as the configuration wants it.
+///
+/// # Errors
+/// Kind `Table`, where it can't have one.
+pub fn layout_of(selected: &SelectedTable, source: &SourceTable) -> Result<TableLayout> {
     let forced = |column: &str| selected.text_columns.contains(column);
-    let layout = mapping::layout(source, &selected.exclude_columns, forced);
-    let layout = layout.map(|layout| TableLayout { mode: selected.mode, ..layout });
-    Some(layout.and_then(|layout| prepare::refuse_keyless(&layout).map(|()| layout)))
+    let layout = mapping::layout(source, &selected.exclude_columns, forced)?;
+    let layout = TableLayout { mode: selected.mode, ..layout };
+    prepare::refuse_keyless(&layout)?;
+    Ok(layout)
 }
 
 /// Whether changes of the table are read alike: its columns, their types, its key and which of its rows are sent are the same.

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use crate::batch::layout::{Mode, TableLayout};
 use crate::batch::mapping;
-use crate::config::{Config, SelectedTable, TableConfig, TablePattern, select, selection_of};
+use crate::config::{
+    Config, SelectedTable, TableConfig, TablePattern, select, select_apart, selection_of, selection_of_any,
+};
 use crate::error::{Error, ErrorKind, Result, ResultExt};
 use crate::lake::{NewTable, PipelineRow, TableRow, TableState};
 use crate::lsn::Lsn;
@@ -24,6 +26,8 @@ const OLDEST_VERSION: u32 = 140_000;
 pub struct ChosenTable {
     /// As the source describes it.
     pub source: SourceTable,
+    /// The name by which the configuration selects it: that of a table which was renamed may be a former one.
+    pub selected: TableName,
     /// Its place in the lake.
     pub target: TableName,
     /// The view that shows its rows among those of others.
@@ -45,6 +49,7 @@ impl ChosenTable {
         NewTable {
             source_oid: self.source.oid,
             source: self.source.name.clone(),
+            selected: (self.selected != self.source.name).then(|| self.selected.clone()),
             target: self.target.clone(),
             view: self.view.clone(),
             layout: self.layout.clone(),
@@ -107,9 +112,13 @@ pub async fn choose_tables(session: &Session, config: &Config, publication: Opti
     let (there, absent): (Vec<TableConfig>, Vec<TableConfig>) = config.tables().iter().cloned().partition(is_there);
     let mut missing: Vec<Error> =
         absent.iter().filter_map(|entry| select(std::slice::from_ref(entry), &found).err()).collect();
-    let selected = match select(&there, &found) {
+    let selected = match select_apart(&there, &found) {
         Err(error) if !missing.is_empty() && error.kind() == ErrorKind::Precondition => Vec::new(),
-        selected => selected?,
+        selected => {
+            let (selected, others) = selected?;
+            missing.extend(others);
+            selected
+        }
     };
     let mut chosen = Vec::new();
     for table in selected {
@@ -213,16 +222,19 @@ pub async fn choose_known(
     row: &TableRow,
     publication: Option<&str>,
 ) -> Result<ChosenTable> {
-    let Some(selected) = selection_of(&config.tables(), row.named()) else {
+    let source = catalog::name_of(session, row.source_oid).await?.unwrap_or_else(|| row.source.clone());
+    let names = row.names().into_iter().chain([&source]);
+    let Some(by) = selection_of_any(&config.tables(), names) else {
         return Err(
             Error::new(ErrorKind::Table, format!("{} is not in [[tables]]", row.named())).remedy("name it there")
         );
     };
-    let source = catalog::name_of(session, row.source_oid).await?.unwrap_or_else(|| row.source.clone());
-    let target = if selected.has_target { selected.target.clone() } else { row.target.clone() };
-    let chosen = choose(session, &SelectedTable { source, target, ..selected }, publication).await?;
+    let fixed = by.has_target && by.view.is_none();
+    let target = if fixed { by.target.clone() } else { row.target.clone() };
+    let selected = by.source.clone();
+    let chosen = choose(session, &SelectedTable { source, target, ..by }, publication).await?;
     check_access(session, config, std::slice::from_ref(&chosen)).await?;
-    Ok(chosen)
+    Ok(ChosenTable { selected, ..chosen })
 }
 
 /// The rows of a table must have an identity.
@@ -270,7 +282,8 @@ async fn choose(session: &Session, table: &SelectedTable, publication: Option<&s
         Some(filter) => Some(filter_of(session, &source, filter).await?),
         None => None,
     };
-    Ok(ChosenTable { source, target: table.target.clone(), view: table.view.clone(), layout, filter })
+    let (selected, target, view) = (name.clone(), table.target.clone(), table.view.clone());
+    Ok(ChosenTable { source, selected, target, view, layout, filter })
 }
 
 /// A filter on a table as the server prints it.
@@ -392,16 +405,22 @@ pub async fn check_publication(session: &Session, name: &str, tables: &[ChosenTa
         .collect();
     if !missing.is_empty() {
         let list = missing.join(", ");
-        let remedy = match found.all_tables {
-            true => "a partition is published as its root: name that in [[tables]]".to_owned(),
-            false => format!("let its owner run: ALTER PUBLICATION {} ADD TABLE {list};", identifier(name)),
-        };
-        return Err(Error::new(ErrorKind::Precondition, format!("the publication {name} lacks {list}")).remedy(remedy));
+        let statement = format!("ALTER PUBLICATION {} ADD TABLE {list}", identifier(name));
+        return Err(lacks(name, &list, found.all_tables, &statement));
     }
     for table in tables {
         check_filter(&found, table)?;
     }
     Ok(true)
+}
+
+/// The publication does not send tables, or sends them as their root; else `statement` has it send them.
+pub fn lacks(publication: &str, tables: &str, as_root: bool, statement: &str) -> Error {
+    let remedy = match as_root {
+        true => "a partition is published as its root: name that in [[tables]]".to_owned(),
+        false => format!("let its owner run: {statement};"),
+    };
+    Error::new(ErrorKind::Precondition, format!("the publication {publication} lacks {tables}")).remedy(remedy)
 }
 
 /// The publication must send those rows of a table that the configuration wants.

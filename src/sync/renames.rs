@@ -1,6 +1,6 @@
 //! What a table of the lake is called once its source's table has another name.
 
-use crate::config::{Config, OnRename, selection_of};
+use crate::config::{Config, OnRename, selection_of_any};
 use crate::error::Result;
 use crate::lake::Lake;
 use crate::source::table::TableName;
@@ -19,16 +19,11 @@ pub struct Named<'a> {
 /// What the lake's table would be called once the source's is called `now`; `None`: as before.
 pub fn wanted(config: &Config, table: Named<'_>, now: &TableName) -> Option<TableName> {
     let Named { selected, source, target } = table;
-    let fixed = selection_of(&config.tables(), selected).is_some_and(|selected| selected.has_target);
+    let fixed = selection_of_any(&config.tables(), [selected, source, now]).is_some_and(|selected| selected.has_target);
     if config.sync.on_rename != OnRename::Follow || fixed {
         return None;
     }
-    let follows = |part: fn(&TableName) -> &String| match [source, selected].map(part).contains(&part(target)) {
-        true => part(now).clone(),
-        false => part(target).clone(),
-    };
-    let wanted = TableName { schema: follows(|name| &name.schema), table: follows(|name| &name.table) };
-    (wanted != *target).then_some(wanted)
+    (now != target).then(|| now.clone())
 }
 
 /// The name of the lake's table once the source's is called `now`; `None`: it is called as before. It follows where no other table has the

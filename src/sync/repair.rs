@@ -61,7 +61,7 @@ pub async fn repair(config: &Config, lake: &Lake, store: &Store, repair: Repair)
     let progress = Progress::new();
     let table = SyncTable {
         oid: known.source_oid,
-        selected: known.named().clone(),
+        selected: chosen.selected,
         partitioned: chosen.source.partitions.is_some(),
         lake: lake.fitting_table(known, &chosen.layout).await?,
         progress: progress.table(&known.source, &known.target),

@@ -10,6 +10,7 @@ mod connections;
 mod copies;
 mod gate;
 mod newcomers;
+mod rejoin;
 mod wishes;
 
 use std::path::PathBuf;
@@ -20,7 +21,7 @@ use duckpipe_storage::Store;
 use hashbrown::HashMap;
 use tokio::sync::{oneshot, watch};
 
-use crate::config::{Config, Mode, SelectedTable, TableConfig, selection_of};
+use crate::config::{Config, TableConfig};
 use crate::error::{Because, Error, ErrorKind, Result};
 use crate::lake::{Fence, Lake, NewPipeline, PipelineChange, PipelineRow, PipelineState, TableRow, TableState};
 use crate::lsn::Lsn;
@@ -28,11 +29,10 @@ use crate::source::replication::{Identity, ReplicationConnection};
 use crate::source::session::Session;
 use crate::source::settings::SourceSettings;
 use crate::source::snapshot::SnapshotHolder;
-use crate::source::table::{SourceTable, TableName};
+use crate::source::table::SourceTable;
 use crate::source::{publication, slot};
 
 use super::boundary::Boundary;
-use super::definition::{is_same, layout_of, other_values, unclear};
 use super::failpoint::failpoint;
 use super::flush::SyncTable;
 use super::pipeline::{Budget, Pipeline};
@@ -40,6 +40,8 @@ use super::prepare::{self, Chosen, ChosenTable};
 use super::progress::{Progress, TableProgress};
 use super::snapshot::{self, CopyOptions};
 use super::stream::explain;
+
+use rejoin::left_out;
 
 /// How `sync` was called.
 #[derive(Clone, Copy, Debug, Default)]
@@ -356,7 +358,7 @@ impl Runner<'_> {
             let progress = self.progress.table(&table.source.name, &table.target);
             progress.set_state(TableState::Snapshot);
             progress.set_rows_total_estimate(table.source.estimated_rows);
-            let selected = table.source.name.clone();
+            let selected = table.selected.clone();
             let partitioned = table.source.partitions.is_some();
             let ready = SyncTable { oid: table.source.oid, selected, partitioned, layout, lake, progress };
             tables.push((Arc::new(ready), described));
@@ -370,7 +372,11 @@ impl Runner<'_> {
         let table_ids: Vec<i64> = tables.iter().map(|(table, _)| table.lake.table_id).collect();
         self.lake.begin_copy(&pipeline.fence, &table_ids).await?;
         for row in self.lake.tables(&self.config.name).await? {
-            if !row.table_id.is_some_and(|id| table_ids.contains(&id)) {
+            let Some(table_id) = row.table_id.filter(|id| !table_ids.contains(id)) else { continue };
+            if tables.iter().any(|(table, _)| table.oid == row.source_oid) {
+                // It is copied under another name.
+                self.lake.end_table(&pipeline.fence, table_id).await?;
+            } else {
                 self.stop_table(&pipeline, &row, &left_out(&row)).await?;
             }
         }
@@ -405,6 +411,7 @@ impl Runner<'_> {
         self.on_timeline(&fence, &row, self.identity.timeline).await?;
         let pipeline = self.pipeline(fence);
         self.remove_orphans(&pipeline).await?;
+        self.forget_former_names(&self.config.tables()).await?;
         self.forget_removals().await?;
         self.let_go(&pipeline, None).await?;
         self.lake.refresh_views(&pipeline.fence).await?;
@@ -469,73 +476,6 @@ impl Runner<'_> {
         Ok(Ready { pipeline, tables, from: lsn, state, until })
     }
 
-    /// A table that was renamed is what the configuration says of its former name, whatever that says of the present one. `None`: it was not.
-    async fn chosen_by_former_name(&self, known: &TableRow, chosen: &Chosen) -> Result<Option<Vec<ChosenTable>>> {
-        let mut by_oid = chosen.tables.iter().filter(|table| table.source.oid == known.source_oid);
-        if by_oid.next().is_none_or(|table| table.source.name == *known.named()) {
-            return Ok(None);
-        }
-        let sent = Some(self.config.source.publication.as_str());
-        match prepare::choose_known(&self.session, self.config, known, sent).await {
-            Ok(chosen) => Ok(Some(vec![chosen])),
-            Err(error) if matches!(error.kind(), ErrorKind::Transient | ErrorKind::Fenced) => Err(error),
-            // What is wrong with it now is judged by what is known of it.
-            Err(_) => Ok(Some(Vec::new())),
-        }
-    }
-
-    /// The table as the lake knows it, where source and configuration agree on which one it is. How its columns changed since then
-    /// is told by the WAL.
-    async fn rejoin(&self, known: &TableRow, recorded: Option<&SourceTable>, chosen: &[ChosenTable]) -> Result<Table> {
-        let remedy = "copy everything anew: `duckpipe sync --resnapshot`";
-        let there = chosen.iter().find(|table| table.source.oid == known.source_oid);
-        let Some(selected) = selection_of(&self.config.tables(), known.named()) else { return Err(left_out(known)) };
-        check_mode(known, selected.mode)?;
-        if let Some(table) = there.filter(|table| table.filter != table.source.filter) {
-            let what = format!("[[tables]] wants other rows of {} than the publication sends", table.source.name);
-            return Err(Error::new(ErrorKind::Table, what).remedy(remedy).mended_by_resync());
-        }
-        if let Some(target) = other_target(known, &selected) {
-            return Err(Error::new(
-                ErrorKind::Table,
-                format!("{} is the lake's {}, but has the target {target} now", known.source, known.target),
-            )
-            .remedy(remedy));
-        }
-        let (source, layout) = match (there, recorded) {
-            (Some(table), None) => (table.source.clone(), table.layout.clone()),
-            (Some(table), Some(recorded)) if is_same(recorded, &table.source) => {
-                if let Some(why) = other_values(recorded, &table.source) {
-                    return Err(unclear(recorded, why));
-                }
-                // How its partitions changed since is judged by the stream.
-                let partitions = recorded.partitions.clone();
-                // The WAL may still tell of columns that came and went.
-                let last_attnum = recorded.last_attnum;
-                let source = SourceTable { partitions, last_attnum, ..table.source.clone() };
-                (source, table.layout.clone())
-            }
-            // Changed since, or gone: the WAL may still tell of it as it was.
-            (_, Some(recorded)) => {
-                let source = recorded.clone();
-                // What the configuration says does not fit the table as it was: that is this table's trouble, not the others'.
-                let unfit = |error: Error| Error::new(ErrorKind::Table, error.to_string()).remedy(remedy);
-                let layout = layout_of(self.config, known.named(), &source)
-                    .unwrap_or_else(|| Err(left_out(known)))
-                    .map_err(unfit)?;
-                (source, layout)
-            }
-            (None, None) => return Err(left_out(known)),
-        };
-        // Another name is followed by the stream.
-        let source = SourceTable { name: known.source.clone(), ..source };
-        let lake = self.lake.fitting_table(known, &layout).await?;
-        let layout = Arc::new(layout);
-        let progress = self.progress.table(&known.source, &known.target);
-        let (selected, partitioned) = (known.named().clone(), source.partitions.is_some());
-        Ok((Arc::new(SyncTable { oid: known.source_oid, selected, partitioned, layout, lake, progress }), source))
-    }
-
     async fn stop_table(&self, pipeline: &Pipeline, row: &TableRow, error: &Error) -> Result<()> {
         tracing::error!(table = %row.source, %error, fix = error.remedy_text(), "the table stops; the others go on");
         let text = explain(error);
@@ -584,40 +524,6 @@ impl Runner<'_> {
         let errored_tables = rows.iter().filter(|row| row.state == TableState::Errored).count();
         Ok(Outcome { errored_tables })
     }
-}
-
-/// The lake's table that the configuration wants for a source's table, where that is another one. A table that was renamed may be called as
-/// before, or as now.
-fn other_target(row: &TableRow, selected: &SelectedTable) -> Option<TableName> {
-    let is_called = |name: &TableName| row.target == *name || row.target.table == name.table;
-    let fits = match selected.has_target {
-        true => row.target == selected.target,
-        false => row.selected.is_some() || is_called(&selected.target) || is_called(&row.source),
-    };
-    (!fits).then(|| selected.target.clone())
-}
-
-/// What a table holds can't be changed.
-fn check_mode(row: &TableRow, mode: Mode) -> Result<()> {
-    let is = Mode::of(row.columns.iter().map(|column| column.attnum));
-    if is == mode || row.columns.is_empty() {
-        return Ok(());
-    }
-    let what = format!(
-        "the lake's {} was made with mode = \"{}\", and [[tables]] says \"{}\"",
-        row.target,
-        is.name(),
-        mode.name()
-    );
-    Err(Error::new(ErrorKind::Table, what).remedy(format!(
-        "put the former mode back; or let go of the table, `duckpipe tables remove {}`, and add it with another target",
-        row.source
-    )))
-}
-
-fn left_out(row: &TableRow) -> Error {
-    Error::new(ErrorKind::Table, format!("{} is no longer in the source, or no longer in [[tables]]", row.source))
-        .remedy("to follow it again, name it in [[tables]] and copy it anew: `duckpipe tables resync`")
 }
 
 /// Where transactions go that exceed the memory: not `/tmp`, which is memory itself on many machines.

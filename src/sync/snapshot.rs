@@ -128,7 +128,8 @@ pub async fn copy_all(
         if let Some(error) = failed.get(&table.oid) {
             let text = explain(error);
             tracing::error!(table = %table.layout.table, %error, fix = error.remedy_text(), "the table is left out");
-            pipeline.lake.fail_table(&pipeline.fence, table.lake.table_id, &text, false).await?;
+            let resync = pipeline.resyncs && error.is_mended_by_resync();
+            pipeline.lake.fail_table(&pipeline.fence, table.lake.table_id, &text, resync).await?;
             table.progress.fail(text);
         }
     }

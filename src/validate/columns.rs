@@ -9,13 +9,19 @@ use crate::source::publication;
 use crate::source::session::Session;
 use crate::source::settings::SourceSettings;
 use crate::source::table::SourceTable;
-use crate::sync::definition::is_same;
+use crate::sync::definition::{is_same, other_values};
 use crate::sync::prepare;
 
 /// Whether the source has changed the table since the lake followed it last. `definitions` are those that the lake has followed.
 pub(super) fn is_changed(definitions: &HashMap<i64, SourceTable>, row: &TableRow, source: &SourceTable) -> bool {
     let followed = row.table_id.and_then(|table_id| definitions.get(&table_id));
     followed.is_some_and(|followed| !is_same(followed, source))
+}
+
+/// As [`is_changed`], or in a way that leaves its columns as they are and not its rows.
+pub(super) fn has_other_rows(definitions: &HashMap<i64, SourceTable>, row: &TableRow, source: &SourceTable) -> bool {
+    let followed = row.table_id.and_then(|table_id| definitions.get(&table_id));
+    followed.is_some_and(|followed| !is_same(followed, source) || other_values(followed, source).is_some())
 }
 
 /// Whether the source has changed one of the pipeline's tables since the lake followed it last.

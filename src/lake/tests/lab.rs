@@ -279,6 +279,7 @@ pub fn new_table(table: &str, layout: &TableLayout) -> NewTable {
     NewTable {
         source_oid: 16_400,
         source: name(table),
+        selected: None,
         target: name(table),
         view: None,
         layout: layout.clone(),

@@ -20,8 +20,9 @@ use tokio::sync::{MutexGuard, watch};
 use super::connections::Reading;
 use super::gate::Gate;
 use super::newcomers::Newcomers;
-use super::{Runner, Table, check_mode, show};
-use crate::config::selection_of;
+use super::rejoin::check_mode;
+use super::{Runner, Table, show};
+use crate::config::selection_of_any;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lake::{Alteration, CopiedTable, Renamed, TableRow, TableState, Wanted};
 use crate::lsn::Lsn;
@@ -30,7 +31,7 @@ use crate::source::replication::ReplicationConnection;
 use crate::source::session::Session;
 use crate::source::slot;
 use crate::source::snapshot::SnapshotHolder;
-use crate::source::table::TableName;
+use crate::source::table::{SourceTable, TableName};
 use crate::sync::boundary::Boundary;
 use crate::sync::failpoint::failpoint;
 use crate::sync::flush::SyncTable;
@@ -83,7 +84,7 @@ impl Runner<'_> {
     /// # Errors
     /// Kind `Fenced`, when another process has taken over.
     pub(super) async fn copy_beside(&self, pipeline: &Arc<Pipeline>, shared: &SharedTables, gate: &Gate) -> Result<()> {
-        let mut again: Map<i64, Again> = Map::new();
+        let mut again: Map<u32, Again> = Map::new();
         let (mut newcomers, mut looked_at): (Newcomers, Option<Instant>) = (Newcomers::default(), None);
         let mut pause = LOOK;
         loop {
@@ -110,7 +111,7 @@ impl Runner<'_> {
         pipeline: &Arc<Pipeline>,
         shared: &SharedTables,
         gate: &Gate,
-        again: &mut Map<i64, Again>,
+        again: &mut Map<u32, Again>,
     ) -> Result<()> {
         let turn = gate.turn().await;
         // Long after its last trouble a table is as good as any.
@@ -147,23 +148,26 @@ impl Runner<'_> {
     }
 
     /// Whether the table is to be copied now.
-    fn is_due(&self, row: &TableRow, again: &mut Map<i64, Again>) -> bool {
-        let Some(table_id) = row.table_id else { return false };
-        if selection_of(&self.config.tables(), row.named()).is_none() {
+    fn is_due(&self, row: &TableRow, again: &mut Map<u32, Again>) -> bool {
+        if !row.was_made() || selection_of_any(&self.config.tables(), row.names()).is_none() {
             return false;
         }
         if row.state == TableState::Catchup {
             // The pipeline's own first copy, which the stream still brings level.
             return false;
         }
+        let half_made = row.table_id.is_none();
         if row.wanted == Some(Wanted::Resync) || row.state == TableState::Pending && row.wanted.is_none() {
-            return true;
-        }
-        if row.state != TableState::Errored || !self.config.sync.resyncs() {
+            if !half_made {
+                return true;
+            }
+        } else if row.state != TableState::Errored || !self.config.sync.resyncs() {
             return false;
         }
         let now = Instant::now();
-        let next = again.entry(table_id).or_insert(Again { at: now + FIRST_PAUSE, pause: FIRST_PAUSE });
+        // The catalog has no place for what goes wrong with one that is half made.
+        let first = if half_made { Duration::ZERO } else { FIRST_PAUSE };
+        let next = again.entry(row.source_oid).or_insert(Again { at: now + first, pause: FIRST_PAUSE });
         if next.at > now {
             return false;
         }
@@ -178,8 +182,10 @@ impl Runner<'_> {
         let session = Session::connect(&self.settings).await?;
         let slot = self.copy_slot();
         let (mut tables, mut alterations) = (Vec::new(), HashMap::new());
+        let recorded = self.lake.definitions(&self.config.name).await?;
         for row in due {
-            match self.prepare_copy(&session, pipeline, row).await {
+            let recorded = row.table_id.and_then(|table_id| recorded.get(&table_id));
+            match self.prepare_copy(&session, pipeline, row, recorded).await {
                 Ok((table, alteration)) => {
                     alterations.extend(alteration.map(|alteration| (table.0.oid, alteration)));
                     tables.push(table);
@@ -295,8 +301,9 @@ impl Runner<'_> {
 
     /// A table that was to be copied, and that the source has dropped meanwhile, keeps the rows that it shows.
     async fn end_table(&self, pipeline: &Pipeline, row: &TableRow) -> Result<()> {
-        if let Some(table_id) = row.table_id {
-            self.lake.end_table(&pipeline.fence, table_id).await?;
+        match row.table_id {
+            Some(table_id) => self.lake.end_table(&pipeline.fence, table_id).await?,
+            None => self.lake.discard_half_made(&pipeline.fence, &row.target).await?,
         }
         if let Some(progress) = self.progress.of_its_own(&row.source, &row.target) {
             progress.set_state(TableState::Dropped);
@@ -311,6 +318,7 @@ impl Runner<'_> {
         session: &Session,
         pipeline: &Pipeline,
         row: &TableRow,
+        recorded: Option<&SourceTable>,
     ) -> Result<(Table, Option<Alteration>)> {
         let published = self.published(session).await?;
         let chosen = prepare::choose_known(session, self.config, row, Some(&published.name));
@@ -328,7 +336,8 @@ impl Runner<'_> {
             let what = format!("{} is the lake's {lake}, but has the target {target} now", row.source);
             return Err(Error::new(ErrorKind::Table, what).remedy("copy everything anew: `duckpipe sync --resnapshot`"));
         }
-        let same_table = source.oid == row.source_oid;
+        // The row has the oid of a copy that was begun, the definition that of the rows in the lake.
+        let same_table = source.oid == recorded.map_or(row.source_oid, |recorded| recorded.oid);
         if !same_table {
             tracing::warn!(table = %row.source, "the source's table was dropped and made anew: it is another one, copied afresh");
         }
@@ -337,7 +346,7 @@ impl Runner<'_> {
             None => (self.lake.create_table(&pipeline.fence, &chosen.new_table(true)).await?, None),
         };
         let mut progress = self.progress.table(&row.source, &row.target);
-        if source.name != row.source {
+        if source.name != row.source || source.name != *row.named() {
             let names = Named { selected: row.named(), source: &row.source, target: &lake.name };
             if let Some(target) = renames::followed(self.config, &self.lake, names, &source.name).await? {
                 let name = Some(Renamed { source: source.name.clone(), target: target.clone() });
@@ -348,10 +357,8 @@ impl Runner<'_> {
             }
             progress = self.progress.rename(&progress, &source.name, &lake.name);
         }
-        let selected = row.named().clone();
-        let partitioned = source.partitions.is_some();
-        let table =
-            SyncTable { oid: source.oid, selected, partitioned, layout: Arc::new(chosen.layout), lake, progress };
+        let (selected, layout, partitioned) = (chosen.selected, Arc::new(chosen.layout), source.partitions.is_some());
+        let table = SyncTable { oid: source.oid, selected, partitioned, layout, lake, progress };
         Ok(((Arc::new(table), source), alteration))
     }
 

@@ -44,15 +44,16 @@ impl Runner<'_> {
         };
         let patterns: Vec<TablePattern> = self.config.tables().iter().map(|table| table.source.clone()).collect();
         let found = catalog::list_tables(&session, &patterns).await?;
+        self.learn_names(&session, pipeline).await?;
         let rows = self.lake.tables(&self.config.name).await?;
         // What waited and never came, or was being made when somebody died, and is gone now.
-        for row in rows.iter().filter(|row| row.table_id.is_none() && !found.contains(&row.source)) {
+        for row in rows.iter().filter(|row| !row.was_made() && !found.contains(&row.source)) {
             self.lake.discard_half_made(&pipeline.fence, &row.target).await?;
             self.progress.forget(&row.source);
         }
         for name in &found {
             // One that is half made is made to its end.
-            let known = rows.iter().filter(|row| row.source == *name && row.table_id.is_some());
+            let known = rows.iter().filter(|row| row.source == *name && row.was_made());
             // Of two of one name, one was dropped and the other was renamed.
             let known = known.min_by_key(|row| row.state == TableState::Dropped);
             let taken = match known {
@@ -70,6 +71,32 @@ impl Runner<'_> {
         Ok(())
     }
 
+    /// What tables are called that the stream does not bring on, and that it can't tell other names of. They may be named by these, and another
+    /// table may have the name that they had.
+    async fn learn_names(&self, session: &Session, pipeline: &Pipeline) -> Result<()> {
+        let rows = self.lake.tables(&self.config.name).await?;
+        let stands = |row: &&TableRow| !row.follows() && row.slot.is_none() && row.state != TableState::Dropped;
+        let standing: Vec<(&TableRow, i64)> =
+            rows.iter().filter(stands).filter_map(|row| Some((row, row.table_id?))).collect();
+        if standing.is_empty() {
+            return Ok(());
+        }
+        let oids: Vec<u32> = standing.iter().map(|(row, _)| row.source_oid).collect();
+        let names = catalog::names_of(session, &oids).await?;
+        // They may have each other's names.
+        let shown: Vec<_> =
+            standing.iter().map(|(row, _)| self.progress.of_its_own(&row.source, &row.target)).collect();
+        for ((row, table_id), shown) in standing.into_iter().zip(shown) {
+            let Some(name) = names.get(&row.source_oid).filter(|name| **name != row.source) else { continue };
+            self.lake.rename_source(&pipeline.fence, table_id, name).await?;
+            if let Some(shown) = shown {
+                self.progress.rename(&shown, name, &row.target);
+            }
+            tracing::info!(table = %row.source, now = %name, "the source's table has another name; it stands still");
+        }
+        Ok(())
+    }
+
     async fn take_in_one(
         &self,
         session: &Session,
@@ -83,7 +110,7 @@ impl Runner<'_> {
         let published = self.published(session).await?;
         let chosen = prepare::choose_table(session, self.config, name, Some(&published.name)).await?;
         let source = &chosen.source;
-        if rows.iter().any(|row| row.source_oid == source.oid && row.table_id.is_some()) {
+        if rows.iter().any(|row| row.source_oid == source.oid && row.was_made()) {
             // It has another name than it had: the stream sees to that.
             return Ok(());
         }
@@ -172,7 +199,8 @@ impl Runner<'_> {
             return Ok(table.filter.clone());
         }
         let statement = publication::add_sql(&published.name, &table.sent());
-        Err(Error::new(ErrorKind::Precondition, format!("the publication {} lacks {name}", published.name))
-            .remedy(format!("let its owner run: {statement};")))
+        let sent = publication::membership(session, &published.name, table.source.oid).await?;
+        let as_root = sent.is_some_and(|sent| publication::is_as_root(&sent));
+        Err(prepare::lacks(&published.name, &name.to_string(), as_root, &statement))
     }
 }

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use super::Runner;
 use super::gate::Gate;
-use crate::config::{SelectedTable, TableConfig, selection_of};
+use super::rejoin::other_target;
+use crate::config::{SelectedTable, TableConfig, selection_of, selection_of_any};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lake::{TableRow, TableState, Wanted};
 use crate::source::session::Session;
-use crate::source::{publication, slot};
+use crate::source::{catalog, publication, slot};
 use crate::sync::failpoint::failpoint;
 use crate::sync::pipeline::Pipeline;
 use crate::sync::stream::SharedTables;
@@ -61,11 +62,13 @@ impl Runner<'_> {
 
     /// Tables that the configuration selects otherwise than before are copied afresh.
     async fn follow_entries(&self, before: &[TableConfig], now: &[TableConfig]) -> Result<()> {
+        self.forget_former_names(before).await?;
         self.forget_removals().await?;
         let columns = |table: SelectedTable| (table.exclude_columns, table.text_columns, table.filter);
         // What somebody asked for meanwhile comes first: a table that stands still is copied when it comes back.
         for row in self.lake.tables(&self.config.name).await?.into_iter().filter(|row| row.wanted.is_none()) {
-            let (Some(before), Some(now)) = (selection_of(before, row.named()), selection_of(now, row.named())) else {
+            let said = |entries| selection_of_any(entries, row.names());
+            let (Some(before), Some(now)) = (said(before), said(now)) else {
                 continue;
             };
             if columns(before) != columns(now) && row.state != TableState::Paused {
@@ -82,6 +85,22 @@ impl Runner<'_> {
             Some(table_id) => self.lake.want_of(&self.config.name, table_id, Wanted::Resync).await,
             // It is copied as soon as it is made.
             None => Ok(()),
+        }
+    }
+
+    /// A former name that no entry has is of no use, and another table may be entered by it later.
+    pub(super) async fn forget_former_names(&self, entries: &[TableConfig]) -> Result<()> {
+        let is_renamed = |row: &TableRow| {
+            let by_present = selection_of(entries, &row.source).filter(|_| row.selected.is_some());
+            let same =
+                by_present.is_some_and(|by| other_target(&TableRow { selected: None, ..row.clone() }, &by).is_none());
+            same && selection_of(entries, row.named()).is_none()
+        };
+        let rows = self.lake.tables(&self.config.name).await?;
+        let renamed: Vec<i64> = rows.iter().filter(|row| is_renamed(row)).filter_map(|row| row.table_id).collect();
+        match renamed.is_empty() {
+            true => Ok(()),
+            false => self.lake.forget_selection(&self.config.name, &renamed).await,
         }
     }
 
@@ -106,8 +125,9 @@ impl Runner<'_> {
         let copying = |row: &TableRow| row.slot.is_some();
         // A copy that is under way beside the stream comes to its end first.
         let may_leave = |row: &&TableRow| stream.is_none() || !copying(row);
-        let leaving: Vec<(&TableRow, i64, Leaving)> =
+        let mut leaving: Vec<(&TableRow, i64, Leaving)> =
             rows.iter().filter(may_leave).filter_map(|row| Some((row, row.table_id?, self.leaves(row)?))).collect();
+        self.keep_renamed(&mut leaving).await?;
         if leaving.is_empty() {
             return Ok(());
         }
@@ -152,8 +172,24 @@ impl Runner<'_> {
         Ok(())
     }
 
+    /// A table that was renamed, and its entry with it, does not leave: its row is told of the name later.
+    async fn keep_renamed(&self, leaving: &mut Vec<(&TableRow, i64, Leaving)>) -> Result<()> {
+        let is_unnamed = |leaving: &Leaving| *leaving == Leaving::Pause(Some(UNNAMED));
+        let unnamed: Vec<u32> =
+            leaving.iter().filter(|(.., how)| is_unnamed(how)).map(|(row, ..)| row.source_oid).collect();
+        if unnamed.is_empty() {
+            return Ok(());
+        }
+        let names = catalog::names_of(&Session::connect(&self.settings).await?, &unnamed).await?;
+        let entries = self.config.tables();
+        leaving.retain(|(row, _, how)| {
+            !is_unnamed(how) || selection_of_any(&entries, names.get(&row.source_oid)).is_none()
+        });
+        Ok(())
+    }
+
     fn is_named(&self, row: &TableRow) -> bool {
-        selection_of(&self.config.tables(), row.named()).is_some()
+        selection_of_any(&self.config.tables(), row.names()).is_some()
     }
 
     fn leaves(&self, row: &TableRow) -> Option<Leaving> {
