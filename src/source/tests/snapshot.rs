@@ -99,7 +99,7 @@ async fn ranges_of_pages_at_a_held_snapshot_are_the_table() {
     holder.check().await.unwrap();
     let missing = [CopyColumn { name: "absent".into(), cast: None }];
     let error = reader.copy(&table.heaps()[0], &missing, None).await.map(drop).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Precondition);
+    assert_eq!(error.kind(), ErrorKind::Table);
     assert!(error.to_string().contains("public.t"), "{error}");
 
     let name = holder.snapshot().to_owned();
