@@ -447,14 +447,17 @@ impl<'a> Upheaval<'a> {
             if there == 0 {
                 return Some(format!("{name} is not in the lake"));
             }
-            let lake: Vec<String> = native.columns(&target, None).into_iter().map(|(column, _)| column).collect();
+            // A type that changed last may not be followed yet.
+            let as_source = |lake: &str| lake.replace("VARCHAR", "text").replace("DECIMAL", "numeric").to_lowercase();
+            let lake = native.columns(&target, None);
+            let lake: Vec<String> = lake.iter().map(|(name, kind)| format!("{name} {}", as_source(kind))).collect();
             let source = self.scenario.source.text(&format!(
-                "SELECT string_agg(attname, ' ' ORDER BY attnum) FROM pg_attribute WHERE attrelid = '{}'::regclass AND attnum > 0 \
+                "SELECT string_agg(attname || ' ' || format_type(atttypid, atttypmod), ', ' ORDER BY attnum) FROM pg_attribute WHERE attrelid = '{}'::regclass AND attnum > 0 \
                  AND NOT attisdropped",
                 table.name
             ));
-            if lake.join(" ") != source {
-                return Some(format!("{name} has the columns {} in the lake, {source} in the source", lake.join(" ")));
+            if lake.join(", ") != source {
+                return Some(format!("{name} has the columns {} in the lake, {source} in the source", lake.join(", ")));
             }
             let comparison = Comparison::new(&self.scenario.source, native, &name, &target, &[]);
             if let Err(difference) = comparison.run(&self.scenario.source, native) {
