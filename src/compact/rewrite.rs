@@ -22,12 +22,12 @@ use datafusion_execution::{SendableRecordBatchStream, TaskContext};
 use datafusion_physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion_physical_plan::streaming::PartitionStream;
 use duckpipe_storage::{
-    DataFile, DataFileOptions, DataFileReader, DataFileWriter, PositionedBatch, Rows, Store, UploadLog, field_id,
-    visit_delete_file,
+    DataFile, DataFileOptions, DataFileReader, DataFileWriter, PositionedBatch, Rows, Store, UploadLog, batch_bytes,
+    field_id, visit_delete_file,
 };
 use futures::{Stream, StreamExt, TryFutureExt, TryStreamExt, stream};
 use roaring::RoaringTreemap;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::error::{Because, Error, ErrorKind, Result, ResultExt};
 use crate::lake::store::{of_its_table, store_error};
@@ -225,14 +225,14 @@ pub async fn rewrite(job: Job, resources: &Resources) -> Result<Rewritten> {
     let row_bytes = usize::try_from(row_bytes).unwrap_or(usize::MAX).max(1);
     // A batch of each input of a merge must fit the pool.
     let batch_rows = (resources.sort_pool() / 64 / row_bytes).clamp(16, BATCH_ROWS);
-    let batch_bytes = batch_rows.saturating_mul(row_bytes);
     let known: Vec<Source> = sources.iter().map(|(source, _)| source.clone()).collect();
     let width = job.columns.schema.fields().len();
     let sort = sort_columns(&job)?;
     let schema = with_helpers(&job.columns.schema);
-    let room = Room { memory: resources.sort_pool(), batch_rows, spill_directory: resources.spill_directory.clone() };
+    let plan_room =
+        Room { memory: resources.sort_pool(), batch_rows, spill_directory: resources.spill_directory.clone() };
     let parts = partitions(&job, sources, &schema, resources.threads, batch_rows);
-    let mut input = rows_of(parts, &schema, &sort, &room).map_err(unwrap)?;
+    let mut input = rows_of(parts, &schema, &sort, &plan_room).map_err(unwrap)?;
 
     let total: u64 = known.iter().map(|source| source.file.bytes).sum();
     let options = DataFileOptions {
@@ -248,7 +248,10 @@ pub async fn rewrite(job: Job, resources: &Resources) -> Result<Rewritten> {
     let mut places = vec![DROPPED; usize::try_from(rows).because(ErrorKind::Internal, too_many)?];
     let mut dead: Deaths = Vec::new();
     let mut next = 0u32;
-    let (sender, mut receiver) = mpsc::channel::<RecordBatch>((resources.ahead() / batch_bytes).max(2));
+    // By the bytes that were read: what the footers tell of these is an estimate.
+    let ahead = u32::try_from(resources.ahead()).unwrap_or(u32::MAX);
+    let room = Arc::new(Semaphore::new(ahead as usize));
+    let (sender, mut receiver) = mpsc::unbounded_channel::<(RecordBatch, OwnedSemaphorePermit)>();
     let reading = async {
         // Dropped at the end, which ends the writing.
         let sender = sender;
@@ -264,16 +267,20 @@ pub async fn rewrite(job: Job, resources: &Resources) -> Result<Rewritten> {
             }
             next += batch.num_rows() as u32;
             let own = batch.project(&(0..width).collect::<Vec<_>>()).because(ErrorKind::Internal, mismatch)?;
+            let bytes = u32::try_from(batch_bytes(&own)).unwrap_or(u32::MAX).min(ahead);
+            let taken = Arc::clone(&room).acquire_many_owned(bytes).await;
+            let taken = taken.because(ErrorKind::Internal, || "the room for rows was closed".into())?;
             // Where nobody receives, the writing failed, and tells why.
-            if sender.send(own).await.is_err() {
+            if sender.send((own, taken)).is_err() {
                 break;
             }
         }
         Ok(())
     };
     let writing = async {
-        while let Some(batch) = receiver.recv().await {
+        while let Some((batch, taken)) = receiver.recv().await {
             writer.write(&batch).await?;
+            drop(taken);
         }
         writer.finish().await
     };

@@ -224,7 +224,7 @@ fn compressed_sizes(metadata: &ParquetMetaData) -> Vec<u64> {
 }
 
 /// The bytes that a batch's rows take in memory, without what its arrays share with other rows.
-fn batch_bytes(batch: &RecordBatch) -> usize {
+pub fn batch_bytes(batch: &RecordBatch) -> usize {
     batch.columns().iter().map(array_bytes).sum()
 }
 

@@ -42,6 +42,7 @@ pub use delete_file::{
     visit_delete_file, write_announced_delete_file, write_delete_file, write_delete_files,
 };
 pub use deleted_rows::DeletedRows;
+pub use encoder::batch_bytes;
 pub use error::{BoxError, Result, StorageError};
 pub use fields::{FieldId, field_id, with_field_ids};
 pub use missing::INITIAL_DEFAULT;

@@ -18,8 +18,9 @@ use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, RowS
 use parquet::arrow::async_reader::{
     MetadataFetch, ParquetObjectReader, ParquetRecordBatchStream, ParquetRecordBatchStreamBuilder,
 };
+use parquet::basic::Type;
 use parquet::errors::ParquetError;
-use parquet::file::metadata::{PageIndexPolicy, ParquetMetaDataReader};
+use parquet::file::metadata::{ColumnChunkMetaData, PageIndexPolicy, ParquetMetaDataReader};
 
 use crate::encoder::footer_bytes;
 use crate::error::{Result, StorageError};
@@ -102,11 +103,10 @@ impl DataFileReader {
         self
     }
 
-    /// About how many bytes a row is, as the footer tells: encoded, but not compressed.
+    /// About how many bytes a row is once it is read, as the footer tells.
     pub fn row_bytes(&self) -> u64 {
-        let groups = self.metadata.metadata().row_groups();
-        let bytes: u64 = groups.iter().map(|group| u64::try_from(group.total_byte_size()).unwrap_or_default()).sum();
-        bytes / self.rows().max(1)
+        let columns = self.metadata.metadata().row_groups().iter().flat_map(|group| group.columns());
+        columns.map(decoded_bytes).sum::<u64>() / self.rows().max(1)
     }
 
     /// The file's size in bytes.
@@ -380,4 +380,23 @@ fn nullable(schema: &SchemaRef) -> SchemaRef {
     }
     let fields = schema.fields().iter().map(|field| field.as_ref().clone().with_nullable(true)).collect::<Vec<_>>();
     Arc::new(Schema::new_with_metadata(fields, schema.metadata().clone()))
+}
+
+/// Bytes of a column's values in memory. A dictionary may hold each of them once (`SizeStatistics` in parquet.thrift): of a file that does not
+/// say how long texts are together, what is stored counts.
+fn decoded_bytes(column: &ColumnChunkMetaData) -> u64 {
+    let number = |number: i64| u64::try_from(number).unwrap_or_default();
+    let width = match column.column_type() {
+        Type::BOOLEAN => 1,
+        Type::INT32 | Type::FLOAT => 4,
+        Type::INT64 | Type::DOUBLE => 8,
+        Type::INT96 => 12,
+        Type::FIXED_LEN_BYTE_ARRAY => number(column.column_descr().type_length().into()),
+        Type::BYTE_ARRAY => {
+            let text = column.unencoded_byte_array_data_bytes().unwrap_or_else(|| column.uncompressed_size());
+            // And where each ends.
+            return number(text) + 4 * number(column.num_values());
+        }
+    };
+    number(column.num_values()) * width
 }

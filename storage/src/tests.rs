@@ -492,6 +492,23 @@ fn noise(random: &mut StdRng, rows: usize, width: usize) -> RecordBatch {
     RecordBatch::try_from_iter_with_nullable(columns).unwrap()
 }
 
+/// A text that a dictionary holds once is as long in each row that is read.
+#[tokio::test]
+async fn a_row_is_as_large_as_it_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path().to_str().unwrap(), None).await.unwrap();
+    let texts = StringArray::from_iter_values((0..5000).map(|i| ["a", "b", "c"][i % 3].repeat(1000)));
+    let plain = Schema::new(vec![Field::new("v", DataType::Utf8, true)]);
+    let schema = numbered(&plain);
+    let batch = RecordBatch::try_new(Arc::clone(&schema), vec![Arc::new(texts)]).unwrap();
+    let mut writer = DataFileWriter::new(store.clone(), log(&store), "t", schema, DataFileOptions::default());
+    writer.write(&batch).await.unwrap();
+    let files = writer.finish().await.unwrap();
+    assert!(files[0].bytes < 100_000, "{files:?}");
+    let reader = DataFileReader::open(&store, &files[0].path).await.unwrap();
+    assert!((1000..1100).contains(&reader.row_bytes()), "{}", reader.row_bytes());
+}
+
 #[tokio::test]
 async fn without_a_record_nothing_is_begun_and_without_rows_nothing_is_recorded() {
     on_every_store(|store| async move {
