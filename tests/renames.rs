@@ -233,7 +233,8 @@ fn built_anew_beside() {
         scenario.source.execute(&format!(
             "UPDATE orders SET v = '{v}' WHERE id < 10; INSERT INTO stays SELECT count(*) FROM stays"
         ));
-        sync.wait_until(v, MINUTE, |status| status.applied_lsn() >= Some(scenario.source.lsn()));
+        let lsn = scenario.source.lsn();
+        sync.wait_until(v, MINUTE, |status| status.applied_lsn() >= Some(lsn));
     };
     // A table that is taken in proves a look for new tables, in the order of their names.
     let looked = |sync: &mut Running<'_>, table: &str| {
