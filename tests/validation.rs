@@ -395,6 +395,19 @@ fn a_sample_of_a_table_without_a_key() {
 
 /// Between the position and the look at a table its columns change, in the lake too, or what its values are called: that is no difference.
 #[test]
+fn a_table_that_stands_still_is_not_called_equal() {
+    let scenario = synced("stands_still", Combination::EMBEDDED);
+    scenario.duckpipe.run(&["tables", "pause", "public.other"]).expect(0);
+    scenario.duckpipe.sync_once().expect(0);
+    scenario.source.execute("INSERT INTO other VALUES (101)");
+    let all = scenario.duckpipe.run(&["validate"]).expect(0).stdout;
+    assert!(all.contains("public.other: not compared") && all.contains("compared is equal: 1 of 2 tables"), "{all}");
+    let alone = scenario.duckpipe.run(&["validate", "--table", "public.other"]).expect(5).stdout;
+    assert!(alone.contains("no table was compared"), "{alone}");
+    scenario.duckpipe.run(&["validate", "--table", "public.t"]).expect(0);
+}
+
+#[test]
 fn a_table_that_changes_meanwhile_is_no_difference() {
     for combination in [Combination::EMBEDDED, POSTGRES] {
         let scenario = Scenario::new(&format!("validate_ddl_{}", combination.name()), combination, TABLES);

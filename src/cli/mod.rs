@@ -127,9 +127,11 @@ fn run(arguments: &Arguments) -> Result<u8> {
             } else {
                 print(&report.render())?;
             }
+            // Who names a table, and hears 0, takes it for equal.
+            let unanswered = validate.table.is_some() && !validate.files && report.compared() == 0;
             Ok(match report.findings.is_empty() {
                 false => DIFFERENT,
-                true if report.tables.iter().any(|table| table.errored) => TABLE_ERRORED,
+                true if unanswered || report.tables.iter().any(|table| table.errored) => TABLE_ERRORED,
                 true => 0,
             })
         }

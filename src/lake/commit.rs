@@ -12,7 +12,7 @@ use super::files::latest_snapshot;
 use super::pipeline::{self, Fence, PipelineState};
 use super::script::Script;
 use super::session::Session;
-use super::table::TableState;
+use super::table_row::TableState;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint::failpoint;
 use crate::lsn::Lsn;

@@ -9,10 +9,8 @@ use super::Lake;
 use super::fan_in;
 use super::pipeline::{self, Fence};
 use super::session::{LAKE, Session};
-use super::table::{
-    FieldId, LakeColumn, LakeTable, TableRow, TableState, catalog_columns, data_path, match_columns, read_rows,
-    table_folder,
-};
+use super::table::{FieldId, LakeColumn, LakeTable, catalog_columns, data_path, match_columns, table_folder};
+use super::table_row::{TableRow, TableState, read_rows};
 use crate::batch::layout::TableLayout;
 use crate::error::{Because, Error, ErrorKind, Result, ResultExt};
 use crate::failpoint::failpoint;

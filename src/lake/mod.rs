@@ -56,6 +56,7 @@ mod stats_text_test;
 mod storage_error;
 pub mod store;
 mod table;
+mod table_row;
 mod uploads;
 
 #[cfg(test)]
@@ -89,7 +90,8 @@ pub use replace::{Replaced, Replacement, RewrittenDelete, RewrittenFile};
 pub use requests::{RequestRow, RequestState};
 pub use retention::Scheduled;
 pub use settings::{CatalogLocation, LakeSettings};
-pub use table::{FieldId, LakeColumn, LakeTable, TableRow, TableState, Wanted};
+pub use table::{FieldId, LakeColumn, LakeTable};
+pub use table_row::{TableRow, TableState, Wanted};
 
 use session::Session;
 

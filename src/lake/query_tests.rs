@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use super::super::select_guard::HOSTILE;
+use super::super::select_guard::tests::HOSTILE;
 use super::*;
 
 /// A lake in a folder: `public.orders` with 1001 rows over two files, a harmless view and one that reads a file.

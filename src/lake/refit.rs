@@ -5,8 +5,9 @@ use std::collections::HashSet;
 use super::Lake;
 use super::alter::{Alteration, ColumnChange, next_column_id};
 use super::table::{
-    CatalogColumn, FieldId, LakeColumn, LakeTable, TableRow, catalog_columns, field_id, initial_defaults, table_folder,
+    CatalogColumn, FieldId, LakeColumn, LakeTable, catalog_columns, field_id, initial_defaults, table_folder,
 };
+use super::table_row::TableRow;
 use crate::batch::layout::TableLayout;
 use crate::error::Result;
 

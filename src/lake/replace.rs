@@ -17,7 +17,7 @@ use super::pipeline::{self, PipelineRow, PipelineState};
 use super::script::{file_stats, in_folder};
 use super::session::Session;
 use super::stamp;
-use super::table::read_rows;
+use super::table_row::read_rows;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint::failpoint;
 use crate::sql::literal;

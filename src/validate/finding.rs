@@ -187,6 +187,11 @@ pub struct Report {
 }
 
 impl Report {
+    /// Tables whose rows were compared with the source's.
+    pub fn compared(&self) -> usize {
+        self.tables.iter().filter(|table| table.source_rows.is_some() && !table.errored).count()
+    }
+
     /// The report for people.
     pub fn render(&self) -> String {
         let mut out = String::new();
@@ -215,7 +220,10 @@ impl Report {
         for orphan in &self.orphans {
             out.push_str(&format!("orphan: {orphan}\n"));
         }
+        let (compared, all) = (self.compared(), self.tables.len());
         out.push_str(&match (self.findings.len(), self.lsn) {
+            (0, Some(_)) if compared == 0 => "no table was compared\n".to_owned(),
+            (0, Some(_)) if compared < all => format!("what was compared is equal: {compared} of {all} tables\n"),
             (0, Some(_)) if !self.repaired.is_empty() => "the lake is equal to the source again\n".to_owned(),
             (0, Some(_)) => "the lake is equal to the source\n".to_owned(),
             (0, None) => "the files are what the catalog says\n".to_owned(),
