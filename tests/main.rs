@@ -32,6 +32,7 @@ mod resumed_copy;
 mod resync;
 mod row_filters;
 mod schema_changes;
+mod shared_lake;
 mod slot_progress;
 mod soak;
 mod soft_delete;

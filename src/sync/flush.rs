@@ -216,7 +216,7 @@ pub async fn flush(pipeline: &Pipeline, flush: &Flush) -> Result<(), FlushError>
         resolved.push(found.map_err(blame(table))?);
     }
     let mut base = live_files(pipeline, &resolved).await.map_err(|error| of_lake(flush, error))?;
-    let mut located = locate_all(pipeline, flush, &resolved, &mut base).await?;
+    let mut located = locate_all(pipeline, flush, &resolved, &mut base, Vec::new()).await?;
 
     // Tables are written side by side, unless one is so large that it needs the memory for itself.
     let at_once = if resolved.iter().any(|r| r.log.is_spilled()) { 1 } else { 4 };
@@ -275,7 +275,7 @@ pub async fn flush(pipeline: &Pipeline, flush: &Flush) -> Result<(), FlushError>
                 let deletes = commit.tables.iter().flat_map(|table| &table.deletes);
                 abandoned.extend(deletes.map(|delete| delete.file.path.clone()));
                 base = live_files(pipeline, &resolved).await.map_err(|error| of_lake(flush, error))?;
-                located = locate_all(pipeline, flush, &resolved, &mut base).await?;
+                located = locate_all(pipeline, flush, &resolved, &mut base, located).await?;
             }
             Err(error) => return Err(of_lake(flush, error)),
         }
@@ -328,15 +328,23 @@ async fn live_files(pipeline: &Pipeline, resolved: &[Resolved<'_>]) -> Result<Ba
     Ok(Base { snapshot: live.base_snapshot, files: live.files.into_iter().collect(), with_rows })
 }
 
+/// Where the old rows of each table lie, as of `base`. What was located before holds where the table's files are still those: else
+/// others who commit to the lake all the time could keep a flush from ever coming to its own commit.
 async fn locate_all(
     pipeline: &Pipeline,
     flush: &Flush,
     resolved: &[Resolved<'_>],
     base: &mut Base,
+    before: Vec<Located>,
 ) -> Result<Vec<Located>, FlushError> {
     let mut all = Vec::with_capacity(resolved.len());
+    let mut before = before.into_iter();
     for r in resolved {
         let files = base.files.remove(&r.table.lake.table_id).unwrap_or_default();
+        if let Some(located) = before.next().filter(|located| located.files == files) {
+            all.push(located);
+            continue;
+        }
         let located = locate(pipeline, r, files, flush.rows_of_a_key).await.map_err(|error| FlushError {
             table: (error.kind() == ErrorKind::Table).then(|| Arc::clone(r.table)),
             error,
