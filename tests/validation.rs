@@ -393,7 +393,6 @@ fn a_sample_of_a_table_without_a_key() {
     assert_eq!(verdict.0["tables"][0]["source_rows"], 60_000, "{:#}", verdict.0);
 }
 
-/// Between the position and the look at a table its columns change, in the lake too, or what its values are called: that is no difference.
 #[test]
 fn a_table_that_stands_still_is_not_called_equal() {
     let scenario = synced("stands_still", Combination::EMBEDDED);
@@ -407,6 +406,7 @@ fn a_table_that_stands_still_is_not_called_equal() {
     scenario.duckpipe.run(&["validate", "--table", "public.t"]).expect(0);
 }
 
+/// Between the position and the look at a table its columns change, in the lake too, or what its values are called: that is no difference.
 #[test]
 fn a_table_that_changes_meanwhile_is_no_difference() {
     for combination in [Combination::EMBEDDED, POSTGRES] {
