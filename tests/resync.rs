@@ -86,7 +86,8 @@ const CHANGES: [&str; 7] = [
     "ALTER TABLE t ADD r float8 DEFAULT random(); UPDATE t SET r = 1 WHERE id = 1",
     "ALTER TABLE t DROP large; ALTER TABLE t ADD large text; UPDATE t SET large = 'x' WHERE id = 1",
     "ALTER TABLE t ADD tags int[] DEFAULT '{1}'; UPDATE t SET tags = '{2}' WHERE id = 1",
-    "BEGIN; UPDATE t SET a = 0 WHERE id = 1; ALTER TABLE t ADD x int; UPDATE t SET x = 1 WHERE id = 2; COMMIT",
+    // Its lock comes first: the writer that waits for row 1 would be in ALTER's way.
+    "BEGIN; LOCK TABLE t; UPDATE t SET a = 0 WHERE id = 1; ALTER TABLE t ADD x int; UPDATE t SET x = 1 WHERE id = 2; COMMIT",
     "ALTER TABLE t DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (id, v); UPDATE t SET a = 1 WHERE id = 1",
     "ALTER TABLE t ALTER a TYPE text USING 'a' || a, DROP x; UPDATE t SET a = 'text' WHERE id = 1",
 ];
