@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use duckpipe::lsn::Lsn;
 
-use crate::lab::{CatalogKind, Combination, StoreKind};
+use crate::lab::{CatalogKind, Combination, NativeLake, StoreKind};
 use crate::scenario::Scenario;
 
 const TABLES: &str = "[sync]\nflush_interval = \"50ms\"\n[[tables]]\nsource = \"public.*\"\n";
@@ -277,4 +277,30 @@ fn a_file_that_can_not_be_read() {
         crate::lab::assert_equal(&scenario.source, &scenario.lake.open_native(), "public.goes_on");
         recovers(&scenario);
     }
+}
+
+/// Somebody has a table to himself for as long as he likes: an open TRUNCATE, a VACUUM FULL. The next start does not wait for him.
+#[test]
+fn a_table_that_somebody_has_to_himself() {
+    let more = "CREATE TABLE parted (id int PRIMARY KEY, v text) PARTITION BY RANGE (id); \
+                CREATE TABLE part PARTITION OF parted FOR VALUES FROM (0) TO (1000); INSERT INTO parted VALUES (1, 'v')";
+    let scenario = synced("has_a_lock", Combination::EMBEDDED, more);
+    scenario.source.execute("UPDATE stops SET v = 'before'");
+    let other = scenario.source.connect();
+    other.execute("BEGIN; LOCK TABLE stops; TRUNCATE parted");
+    scenario.source.execute("UPDATE goes_on SET v = 'beside'");
+    scenario.duckpipe.start(&["sync", "--once"]).wait(MINUTE).expect(0);
+    let shown = |table: &str, text: &str| {
+        let lake = scenario.lake.open_native();
+        lake.text(&format!("SELECT count(*) FROM {} WHERE v = '{text}'", NativeLake::table(table, None)))
+    };
+    assert_eq!([shown("public.stops", "before"), shown("public.goes_on", "beside")], ["200", "200"]);
+    let mut sync = scenario.duckpipe.sync();
+    scenario.source.execute("UPDATE goes_on SET v = 'again'");
+    let status = sync.wait_for_lsn(scenario.source.lsn(), MINUTE);
+    assert!(status.all("streaming"), "{}", status.0);
+    other.execute("UPDATE stops SET v = 'mine'; COMMIT");
+    sync.wait_for_lsn(scenario.source.lsn(), MINUTE);
+    sync.terminate().expect(0);
+    scenario.assert_equal(&["public.stops", "public.goes_on", "public.parted"]);
 }

@@ -54,8 +54,8 @@ pub async fn describe_table(
     describe(session, Wanted::Name(name), publication, true).await
 }
 
-/// As [`describe_table`], for a table whatever it is called now, and but for the size, which is left at 0 pages: whoever measures a table
-/// waits for whoever has locked it. All of it is of one moment: who compares two of them must not miss that two things changed at once.
+/// As [`describe_table`], for a table whatever it is called now, and but for the size, which is left at 0 pages: who only asks what a table is
+/// need not measure it. All of it is of one moment: who compares two of them must not miss that two things changed at once.
 ///
 /// # Errors
 /// Kind `Transient` where the source does not answer, or the table changes all the time.
@@ -175,17 +175,19 @@ async fn describe(
     };
     let failed = |error| from_client(error, WHAT).context(called.clone());
     let client = session.client();
-    let query = "SELECT c.oid, c.relreplident::text, c.reltuples::int8, \
-                 CASE WHEN $1 THEN coalesce(pg_relation_size(c.oid) / current_setting('block_size')::int8, 0) ELSE 0 END, \
-                 c.relfilenode, c.relkind = 'p', n.nspname, c.relname, c.relnatts \
-                 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-                 WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p'";
+    let pages = if measured { partitions::SIZE } else { "0" };
+    let query = format!(
+        "SELECT c.oid, c.relreplident::text, c.reltuples::int8, ({pages})::int8, \
+         c.relfilenode, c.relkind = 'p', n.nspname, c.relname, c.relnatts \
+         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+         WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p'"
+    );
     let row = match wanted {
         Wanted::Name(TableName { schema, table }) => {
-            let query = format!("{query} AND n.nspname = $2 AND c.relname = $3");
-            client.query_opt(&query, &[&measured, schema, table]).await
+            let query = format!("{query} AND n.nspname = $1 AND c.relname = $2");
+            client.query_opt(&query, &[schema, table]).await
         }
-        Wanted::Oid(oid) => client.query_opt(&format!("{query} AND c.oid = $2"), &[&measured, &oid]).await,
+        Wanted::Oid(oid) => client.query_opt(&format!("{query} AND c.oid = $1"), &[&oid]).await,
     };
     let Some(row) = row.map_err(failed)? else { return Ok(None) };
     let name = TableName { schema: row.get(6), table: row.get(7) };

@@ -31,7 +31,7 @@ pub struct Partition {
     /// Its changes are in the WAL: it is neither a foreign table nor an unlogged one.
     #[serde(skip)]
     pub logged: bool,
-    /// The heap's size in pages of 8 KiB, where it was measured.
+    /// The heap's size in pages of 8 KiB, where it was measured: see [`SIZE`].
     #[serde(skip)]
     pub pages: u32,
     /// The planner's estimate of the number of rows, not negative.
@@ -60,6 +60,12 @@ impl Partition {
     }
 }
 
+/// The size of `pg_class c` in pages. Whoever measures a table waits for whoever has it to himself (a TRUNCATE that is not committed, VACUUM
+/// FULL for hours), and for whoever waits to have it: of such a table it is what VACUUM or ANALYZE last saw.
+pub(super) const SIZE: &str = "CASE WHEN c.oid IN (SELECT l.relation FROM pg_locks l JOIN pg_database d ON d.oid = l.database \
+         WHERE l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock' AND d.datname = current_database()) \
+    THEN greatest(c.relpages, 0) ELSE coalesce(pg_relation_size(c.oid) / current_setting('block_size')::int8, 0) END";
+
 /// The tables below the table `oid`, which may be a parameter or a number, as rows of (oid, parent's link).
 ///
 /// A partition that is being detached concurrently is none any more.
@@ -78,10 +84,7 @@ pub(super) fn tree(oid: &str) -> String {
 /// the columns of a table anew (`MergeAttributesIntoExisting` in `src/backend/commands/tablecmds.c`), also in the transaction that made
 /// it, and may have filled it in between.
 pub(super) fn statement(oid: u32, measured: bool) -> String {
-    let pages = match measured {
-        true => "coalesce(pg_relation_size(c.oid) / current_setting('block_size')::int8, 0)",
-        false => "0",
-    };
+    let pages = if measured { SIZE } else { "0" };
     format!(
         "{} SELECT c.oid, n.nspname, c.relname, c.relfilenode, t.link, \
          EXISTS (SELECT FROM pg_attribute made JOIN pg_attribute a ON a.attrelid = made.attrelid AND a.attnum > 0 \

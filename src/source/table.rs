@@ -26,7 +26,7 @@ pub struct SourceTable {
     /// The planner's estimate of the number of rows; negative where the table was never analysed.
     #[serde(skip)]
     pub estimated_rows: i64,
-    /// The heap's size in pages of 8 KiB, measured, for cutting it into ctid ranges.
+    /// The heap's size in pages of 8 KiB, measured, for cutting it into ctid ranges. An estimate where somebody had the table to himself.
     #[serde(skip)]
     pub pages: u32,
     /// `pg_class.relfilenode`: another one after all that writes the table anew (a change of type, VACUUM FULL, TRUNCATE). A
