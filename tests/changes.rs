@@ -162,6 +162,8 @@ fn an_identity_that_goes() {
     let error = status.table("public.t")["error"].as_str().unwrap_or_default();
     assert!(error.contains("NOTHING"), "{error}");
     scenario.source.execute("ALTER TABLE t REPLICA IDENTITY DEFAULT; UPDATE t SET v = 'w' WHERE id < 10");
+    // The first try may have come before it had one; the second comes a minute after that.
+    sync.wait_until("it streams again", 3 * MINUTE, |status| status.state("public.t") == "streaming");
     scenario.wait_for_state(&mut sync, "public.t", "streaming");
     sync.terminate().expect(0);
     scenario.assert_equal(&["public.t", "public.other"]);
@@ -254,8 +256,8 @@ fn the_largest_value() {
     sync.wait_for_lsn(scenario.source.lsn(), 2 * MINUTE);
     println!("left where they are: a peak of {} MB", sync.peak_memory() / 1_000_000);
     assert!(
-        sync.peak_memory() < 256_000_000 + 8 * 200_000_000,
-        "a row that is larger than the budget costs eight times its size"
+        sync.peak_memory() < 256_000_000 + 10 * 200_000_000,
+        "a row that is larger than the budget costs ten times its size"
     );
     sync.terminate().expect(0);
     assert_eq!(digest(&scenario.lake.open_native()), expected());

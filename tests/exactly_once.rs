@@ -14,7 +14,7 @@ use duckpipe::lsn::Lsn;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use crate::lab::{CatalogKind, Client, Combination, Fingerprint, StoreKind, wait_for};
+use crate::lab::{CatalogKind, Client, Combination, Fingerprint, Running, StoreKind, wait_for};
 use crate::scenario::{Files, Scenario, Tables, seed};
 use crate::workload::{self, TABLES, Writer};
 
@@ -51,7 +51,8 @@ fn killed_everywhere(name: &str, combination: Combination, default_seed: u64, ro
     let seed = seed(name, default_seed);
     let mut random = StdRng::seed_from_u64(seed);
     let rounds: u32 = std::env::var("DUCKPIPE_KILL_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(rounds);
-    let rest = "[sync]\nflush_interval = \"100ms\"\nmemory_limit = \"128MB\"\n[[tables]]\nsource = \"public.*\"\n";
+    let rest = "[sync]\nflush_interval = \"100ms\"\nmemory_limit = \"128MB\"\n[compact]\nenabled = false\n\
+                [[tables]]\nsource = \"public.*\"\n";
     let mut trial = Trial::new(Scenario::new(name, combination, rest));
     workload::create(&trial.scenario.source, ORDERS);
     let writer = Writer::start(&trial.scenario.source.url(), ORDERS, seed, Duration::from_millis(15));
@@ -282,6 +283,26 @@ fn one_transaction_at_each_failpoint() {
     Files::read(&scenario.lake, &native).assert_no_orphans();
 }
 
+/// Stops it where it does not hold the catalog's lock, which its successor needs.
+fn freeze_between_commits(scenario: &Scenario<'_>, sync: &mut Running<'_>) {
+    let catalog = Client::connect(&scenario.lake.catalog());
+    let locked = "SELECT count(*) FROM pg_locks WHERE relation = 'duckpipe_format'::regclass";
+    wait_for(
+        "a moment without a commit",
+        Duration::from_secs(60),
+        || {
+            sync.signal("STOP");
+            wait_for("it stands", Duration::from_secs(20), || sync.is_stopped().then_some(()), || sync.tail());
+            let between = catalog.number(locked) == 0;
+            if !between {
+                sync.signal("CONT");
+            }
+            between.then_some(())
+        },
+        || catalog.text(locked),
+    );
+}
+
 /// A process that was frozen while another one took its pipeline over can't commit any more.
 #[test]
 fn a_stale_process_is_fenced() {
@@ -293,7 +314,7 @@ fn a_stale_process_is_fenced() {
     );
     let mut stale = scenario.duckpipe.sync();
     stale.wait_for_lsn(scenario.source.lsn(), Duration::from_secs(60));
-    stale.signal("STOP");
+    freeze_between_commits(&scenario, &mut stale);
     // Its connections to the source break, as they do when a machine is cut off; its catalog's do not.
     scenario.source.query(&format!(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{}' AND pid <> pg_backend_pid()",

@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::lab::{Combination, Duckpipe, Lake, Postgres, assert_equal};
+use crate::lab::{Combination, Duckpipe, Lake, Options, Postgres, assert_equal};
 
 /// What a process needs beside `memory_limit`: code, DuckDB's and Tokio's own, and what the allocator keeps.
 const OVERHEAD: u64 = 256 << 20;
@@ -13,9 +13,15 @@ fn rows() -> u64 {
     std::env::var("DUCKPIPE_TEST_ROWS").map_or(500_000, |rows| rows.parse().expect("DUCKPIPE_TEST_ROWS"))
 }
 
+/// One of its own: a slot's creation waits for all transactions of its server, and these are long.
+fn server() -> Postgres {
+    Postgres::start(Options::default())
+}
+
 fn stays_within(limit: u64, name: &str) {
     let rows = rows();
-    let database = Postgres::shared().database(name);
+    let postgres = server();
+    let database = postgres.database(name);
     let client = database.connect();
     client.execute(&format!(
         "CREATE TABLE big(id bigint PRIMARY KEY, k int NOT NULL, c text NOT NULL, pad text NOT NULL);
@@ -87,7 +93,8 @@ fn within_1_gib() {
 fn with_large_values_that_stay() {
     let rows = rows() / 20;
     let limit = 128u64 << 20;
-    let database = Postgres::shared().database("memory_toast");
+    let postgres = server();
+    let database = postgres.database("memory_toast");
     let client = database.connect();
     client.execute(&format!(
         "CREATE TABLE wide(id bigint PRIMARY KEY, n int NOT NULL, body text NOT NULL); ALTER TABLE wide ALTER body SET STORAGE EXTERNAL;
@@ -113,7 +120,8 @@ fn with_large_values_that_stay() {
 fn without_a_key() {
     let rows = rows();
     let limit = 256u64 << 20;
-    let database = Postgres::shared().database("memory_keyless");
+    let postgres = server();
+    let database = postgres.database("memory_keyless");
     let client = database.connect();
     client.execute(&format!(
         "CREATE TABLE bag(n bigint, c text NOT NULL); ALTER TABLE bag REPLICA IDENTITY FULL;

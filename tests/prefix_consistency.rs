@@ -10,7 +10,7 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use crate::lab::{CatalogKind, Client, Combination, Duckpipe, NativeLake, StoreKind, wait_for};
+use crate::lab::{CatalogKind, Client, Combination, Duckpipe, NativeLake, Options, Postgres, StoreKind, wait_for};
 use crate::scenario::{Scenario, seed};
 
 const BANKS: [&str; 3] = ["public.north", "public.south", "public.west"];
@@ -56,7 +56,7 @@ fn bank(name: &str, combination: Combination, default_seed: u64) {
     for (failpoint, nth) in [("handoff", 1), ("upload", 8), ("commit_after", 9), ("confirm", 10), ("commit_before", 7)]
     {
         scenario.duckpipe.die_at(failpoint, nth);
-        let finished = scenario.duckpipe.run_within(&["sync"], Duration::from_secs(90));
+        let finished = scenario.duckpipe.run_within(&["sync"], Duration::from_secs(300));
         assert_eq!(finished.code, None, "{failpoint}: {}", finished.output());
     }
     scenario.duckpipe.live();
@@ -165,7 +165,9 @@ impl Teller {
 #[test]
 fn stopped_within_a_large_transaction() {
     let rest = "[sync]\nflush_interval = \"60s\"\nmemory_limit = \"128MB\"\n[[tables]]\nsource = \"public.*\"\n";
-    let mut scenario = Scenario::new("bank_stopped", Combination::EMBEDDED, rest);
+    // A cluster of its own: the open transaction would hold other tests' slots back too.
+    let postgres = Postgres::start(Options::default());
+    let mut scenario = Scenario::on(&postgres, "bank_stopped", Combination::EMBEDDED, rest);
     scenario.source.execute("CREATE TABLE small (id int PRIMARY KEY); CREATE TABLE large (id int PRIMARY KEY, v text)");
     scenario.converge(&["public.small", "public.large"]);
     // What exceeds the memory lies in this folder, where the test can see it, even when the file has no name any more.
@@ -179,7 +181,7 @@ fn stopped_within_a_large_transaction() {
     let sync = scenario.duckpipe.sync();
     wait_for(
         "the large transaction is larger than the memory",
-        Duration::from_secs(60),
+        Duration::from_secs(180),
         || spills(sync.id(), &spill).then_some(()),
         || sync.tail(),
     );

@@ -68,7 +68,7 @@ fn beside_a_running_sync(combination: Combination) {
     drop(native);
 
     let mut sync = scenario.duckpipe.sync();
-    sync.wait_until("the stream", MINUTE, |status| status.all("streaming"));
+    sync.wait_for_output("INFO streaming", MINUTE);
     let mut round = 0;
     let writer = Writer::of(&scenario.source.url(), move |client| {
         round += 1;
@@ -143,7 +143,7 @@ fn either_dies_while_the_stream_stands(combination: Combination) {
     let scenario = synced(&format!("repair_stands_{}", combination.name()), combination);
     damage(&scenario);
     let mut sync = scenario.duckpipe.sync();
-    sync.wait_until("the stream", MINUTE, |status| status.all("streaming"));
+    sync.wait_for_output("INFO streaming", MINUTE);
     let dies = |failpoint| [("DUCKPIPE_FAILPOINT", failpoint)];
     let finished = scenario.duckpipe.start_with(&["validate", "--repair"], &dies("validate_reached")).wait(MINUTE);
     assert_eq!(finished.code, None, "{}", finished.output());
@@ -151,14 +151,14 @@ fn either_dies_while_the_stream_stands(combination: Combination) {
     sync.wait_for_lsn(scenario.source.lsn(), MINUTE);
     sync.terminate().expect(0);
 
-    let mut sync = scenario.duckpipe.start_with(&["sync"], &dies("reached"));
-    sync.wait_until("the stream", MINUTE, |status| status.all("streaming"));
-    let finished = scenario.duckpipe.run(&["validate", "--repair", "--timeout", "5s"]).expect(1);
+    let sync = scenario.duckpipe.start_with(&["sync"], &dies("reached"));
+    sync.wait_for_output("INFO streaming", MINUTE);
+    let finished = scenario.duckpipe.run(&["validate", "--repair", "--timeout", "20s"]).expect(1);
     assert!(finished.stderr.contains("sync"), "{}", finished.stderr);
     assert_eq!(sync.wait(MINUTE).code, None);
 
-    let mut sync = scenario.duckpipe.sync();
-    sync.wait_until("the stream", MINUTE, |status| status.all("streaming"));
+    let sync = scenario.duckpipe.sync();
+    sync.wait_for_output("INFO streaming", MINUTE);
     let report = repaired(&scenario);
     assert_eq!((keys_of(&report, "public.t"), keys_of(&report, "public.other")), (Some(5), Some(1)), "{report:#}");
     sync.terminate().expect(0);

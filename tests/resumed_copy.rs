@@ -35,11 +35,14 @@ fn die_after(scenario: &mut Scenario<'_>, ranges: u32) -> String {
     died.output()
 }
 
-/// It dies after so many ranges; the other worker may have kept one more by then.
+/// It dies after so many ranges; the other worker may have kept one more by then, or two.
 #[track_caller]
 fn assert_kept(output: &str, ranges_kept: u32) {
     let kept = ranges(output);
-    assert!(kept == ranges_kept || ranges_kept > 0 && kept == ranges_kept + 1, "{kept} for {ranges_kept}: {output}");
+    assert!(
+        kept == ranges_kept || ranges_kept > 0 && (ranges_kept..=ranges_kept + 2).contains(&kept),
+        "{kept} for {ranges_kept}: {output}"
+    );
 }
 
 /// How many ranges a copy went on with.

@@ -109,6 +109,10 @@ fn what_only_a_copy_mends(combination: Combination) {
         level(&scenario, &mut sync, change);
         assert!(writer.runs());
     }
+    // Each of these is one more version that shows both, or more of them.
+    for _ in 0..10 {
+        level(&scenario, &mut sync, "what is written beside the copies");
+    }
     writer.stop();
     level(&scenario, &mut sync, "the end");
     sync.terminate().expect(0);

@@ -330,8 +330,8 @@ fn columns_that_no_row_tells_of() {
         is_well(&scenario);
         scenario.source.execute("ALTER TABLE t ADD more int DEFAULT 7");
         is_well(&scenario);
-        let mut sync = scenario.duckpipe.sync();
-        sync.wait_until("the stream", MINUTE, |status| status.all("streaming"));
+        let sync = scenario.duckpipe.sync();
+        sync.wait_for_output("INFO streaming", MINUTE);
         scenario.source.execute("ALTER TABLE t ADD again int DEFAULT 7");
         let found = scenario.duckpipe.run(&["validate", "--table", "public.t"]);
         assert!(matches!(found.code, Some(0 | 5)), "{}", found.output());
@@ -451,7 +451,7 @@ fn a_timeout_names_the_transaction_that_is_waited_for() {
         let pid = holder.text("SELECT pg_backend_pid()");
         let begun = Instant::now();
         let finished = scenario.duckpipe.run(&["validate", "--timeout", "2s"]).expect(1);
-        assert!(begun.elapsed() < Duration::from_secs(10), "it took {:?}", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_secs(30), "it took {:?}", begun.elapsed());
         assert!(finished.stderr.contains(&pid) && finished.stderr.contains("the long report"), "{}", finished.stderr);
         scenario.source.execute("UPDATE t SET n = 0 WHERE id = 60");
         sync.wait_for_lsn(scenario.source.lsn(), Duration::from_secs(60));

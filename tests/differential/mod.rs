@@ -33,7 +33,7 @@ const VERSIONS: usize = 100;
 /// So many are compared, evenly chosen; with `DUCKPIPE_TEST_VERSIONS=all` every one.
 const COMPARED: usize = 105;
 /// How long the pipeline may take to catch up with what is written.
-const CATCH_UP: Duration = Duration::from_secs(60);
+const CATCH_UP: Duration = Duration::from_secs(300);
 
 #[test]
 fn random_writes_duckdb_local() {

@@ -17,6 +17,9 @@ use super::process::{Folder, send_signal, tail, wait_for};
 /// How long one run of a command that ends by itself may take.
 const RUN_DEADLINE: Duration = Duration::from_secs(300);
 
+/// Its number on Linux.
+const SIGTERM: u32 = 15;
+
 /// A pipeline's folder with its `duckpipe.toml`.
 #[derive(Debug)]
 pub struct Duckpipe {
@@ -177,7 +180,7 @@ impl Duckpipe {
 
     /// `status --json`, whether `sync` runs or not; an error is what it printed.
     pub fn try_status(&self) -> Result<Status, String> {
-        let finished = self.run_within(&["status", "--json"], Duration::from_secs(30));
+        let finished = self.run_within(&["status", "--json"], Duration::from_secs(120));
         // 5 says that a table is errored, which the JSON shows.
         if !matches!(finished.code, Some(0 | 5)) {
             return Err(format!("status ended with {:?}: {}", finished.code, finished.output()));
@@ -303,7 +306,10 @@ impl Running<'_> {
 
     /// SIGTERM, and waits for the orderly end, which may take 20 s.
     #[track_caller]
-    pub fn terminate(self) -> Finished {
+    pub fn terminate(mut self) -> Finished {
+        // One that has only just begun does not listen yet, and would end at once.
+        let listens = |running: &mut Self| (!running.runs() || running.catches(SIGTERM)).then_some(());
+        wait_for("it listens to signals", Duration::from_secs(60), || listens(&mut self), String::new);
         self.signal("TERM");
         self.wait(Duration::from_secs(20))
     }
@@ -342,6 +348,14 @@ impl Running<'_> {
     pub fn is_stopped(&self) -> bool {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
         status.lines().any(|line| line.starts_with("State:\tT"))
+    }
+
+    /// Whether it has a handler for the signal of this number.
+    fn catches(&self, signal: u32) -> bool {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+        let caught = caught.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+        caught >> (signal - 1) & 1 == 1
     }
 
     /// The peak of its resident memory until now, in bytes (`VmHWM`).
