@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use duckpipe::lsn::Lsn;
 
-use crate::lab::{CatalogKind, Combination, Finished, Options, Postgres, StoreKind};
+use crate::lab::{CatalogKind, Combination, Finished, Options, Postgres, Running, StoreKind, wait_for};
 use crate::scenario::Scenario;
 
 const TABLES: &str = "[sync]\nflush_interval = \"50ms\"\n[[tables]]\nsource = \"public.*\"\n";
@@ -113,7 +113,7 @@ fn a_slot_that_is_dropped_while_it_is_read() {
     let mut sync = scenario.duckpipe.sync();
     sync.wait_for_lsn(scenario.source.lsn(), MINUTE);
     let slot = scenario.slot();
-    crate::lab::wait_for(
+    wait_for(
         "the slot is dropped beneath sync",
         MINUTE,
         || {
@@ -252,7 +252,7 @@ impl Restored {
         self.postgres.restart(|_| ());
         let source = self.source();
         assert_eq!(source.text("SELECT pg_promote()"), "t");
-        crate::lab::wait_for(
+        wait_for(
             "the end of recovery",
             MINUTE,
             || (source.text("SELECT pg_is_in_recovery()") == "f").then_some(()),
@@ -562,25 +562,29 @@ fn signals_end_it_in_order() {
     crate::lab::assert_equal(&restored.source(), &restored.lake.open_native(), "public.t");
 }
 
-/// A table that somebody has locked: the copy waits for it, but a signal does not.
+/// A table that somebody has locked: the slot waits for his transaction, and the copy for his lock, but a signal does not.
 #[test]
 fn a_signal_ends_a_copy_that_waits_for_a_lock() {
     let scenario = Scenario::new("life_locked", Combination::EMBEDDED, TABLES);
     scenario.source.execute("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'v'); CREATE PUBLICATION duckpipe_life_locked FOR TABLE t");
     let locker = scenario.source.connect();
+    let ends_where = |sync: Running<'_>, what: &str, waiting: &str| {
+        wait_for(what, MINUTE, || (scenario.source.number(waiting) > 0).then_some(()), || sync.tail());
+        sync.terminate().expect(0);
+        locker.execute("COMMIT");
+    };
     locker.execute("BEGIN; LOCK TABLE t IN ACCESS EXCLUSIVE MODE");
-    let sync = scenario.duckpipe.sync();
-    crate::lab::wait_for(
-        "the copy waits for the lock",
-        MINUTE,
-        || {
-            let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 't'::regclass";
-            (scenario.source.number(waiting) > 0).then_some(())
-        },
-        || sync.tail(),
-    );
-    sync.terminate().expect(0);
-    locker.execute("COMMIT");
+    let slot =
+        "SELECT count(*) FROM pg_replication_slots WHERE database = 'life_locked' AND confirmed_flush_lsn IS NULL";
+    ends_where(scenario.duckpipe.sync(), "the slot waits for the transaction", slot);
+
+    // One that begins when the slot is there.
+    let sync = scenario.duckpipe.start_with(&["sync"], &[("DUCKPIPE_FAILPOINT", "slot:stop")]);
+    wait_for("the slot", MINUTE, || sync.is_stopped().then_some(()), || sync.tail());
+    locker.execute("BEGIN; LOCK TABLE t IN ACCESS EXCLUSIVE MODE");
+    sync.signal("CONT");
+    let lock = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 't'::regclass";
+    ends_where(sync, "the copy waits for the lock", lock);
     scenario.converge(&["public.t"]);
 }
 
