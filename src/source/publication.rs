@@ -71,8 +71,7 @@ pub async fn find(session: &Session, name: &str) -> Result<Option<Publication>> 
     let query = "SELECT pg_get_userbyid(pubowner), puballtables, pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot \
                  FROM pg_publication WHERE pubname = $1";
     let Some(row) = client.query_opt(query, &[&name]).await.map_err(failed)? else { return Ok(None) };
-    let query = "SELECT schemaname, tablename FROM pg_publication_tables WHERE pubname = $1 ORDER BY 1, 2";
-    let tables = client.query(query, &[&name]).await.map_err(failed)?;
+    let tables = client.query(&sent_tables(session.major_version()), &[&name]).await.map_err(failed)?;
     let filtered = match session.major_version() >= 15 {
         true => {
             let query = "SELECT n.nspname, c.relname FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid \
@@ -97,6 +96,29 @@ pub async fn find(session: &Session, name: &str) -> Result<Option<Publication>> 
         truncate: row.get(5),
         via_root: row.get(6),
     }))
+}
+
+/// The statement whose rows are the names of the tables that publication $1 sends, as `pg_publication_tables` shows them. From version 16
+/// on that view opens each table to list its columns (`pg_get_publication_tables` in `src/backend/catalog/pg_publication.c`), and waits
+/// for whoever has it to himself.
+fn sent_tables(major: u32) -> String {
+    let of_schemas = match major {
+        ..15 => "",
+        _ => {
+            "UNION SELECT c.oid FROM p JOIN pg_publication_namespace s ON s.pnpubid = p.oid JOIN pg_class c ON c.relnamespace = s.pnnspid \
+             WHERE pg_relation_is_publishable(c.oid)"
+        }
+    };
+    format!(
+        "WITH p AS (SELECT oid, puballtables, pubviaroot FROM pg_publication WHERE pubname = $1), \
+         named AS MATERIALIZED (SELECT r.prrelid AS oid FROM p JOIN pg_publication_rel r ON r.prpubid = p.oid {of_schemas} \
+             UNION SELECT c.oid FROM p, pg_class c WHERE p.puballtables AND pg_relation_is_publishable(c.oid)) \
+         SELECT n.nspname, c.relname FROM p, pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace, \
+             LATERAL (SELECT c.relispartition AND EXISTS (SELECT FROM pg_partition_ancestors(c.oid) a \
+                 WHERE a.relid <> c.oid AND a.relid IN (SELECT oid FROM named)) AS of_named) l \
+         WHERE CASE WHEN p.pubviaroot THEN c.oid IN (SELECT oid FROM named) AND NOT l.of_named \
+             ELSE c.relkind = 'r' AND (c.oid IN (SELECT oid FROM named) OR l.of_named) END ORDER BY 1, 2"
+    )
 }
 
 /// The rows of `pg_publication_rel` and `pg_publication_namespace` by which publications send the table `c` of `pg_class`, or what it is a

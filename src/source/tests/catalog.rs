@@ -145,6 +145,41 @@ async fn keys_follow_the_replica_identity() {
     }
 }
 
+/// The server's own view is the judge.
+#[tokio::test]
+async fn what_a_publication_sends() {
+    let cluster = cluster();
+    let (_, session) = cluster.database("t_sent").await;
+    let client = session.client();
+    let tables = "CREATE SCHEMA s; CREATE TABLE public.t (id int); CREATE TABLE s.x (id int); \
+        CREATE TABLE s.p (id int) PARTITION BY RANGE (id); \
+        CREATE TABLE s.p1 PARTITION OF s.p FOR VALUES FROM (0) TO (9) PARTITION BY RANGE (id); \
+        CREATE TABLE s.p11 PARTITION OF s.p1 FOR VALUES FROM (0) TO (5); \
+        CREATE TABLE public.outside PARTITION OF s.p FOR VALUES FROM (9) TO (20); \
+        CREATE UNLOGGED TABLE s.u (id int); CREATE VIEW s.v AS SELECT 1; CREATE TABLE public.q (id int) PARTITION BY RANGE (id)";
+    client.batch_execute(tables).await.unwrap();
+    let forms = ["", "FOR ALL TABLES", "FOR TABLE public.t, s.p, s.p11", "FOR TABLE s.p1, public.q"];
+    let of_schemas = ["FOR TABLES IN SCHEMA s", "FOR TABLE public.q, TABLES IN SCHEMA s"];
+    let of_schemas = of_schemas.iter().filter(|_| session.major_version() >= 15);
+    let mut most = 0;
+    for (number, form) in forms.iter().chain(of_schemas).enumerate() {
+        for via_root in [true, false] {
+            let name = format!("sent_{number}_{via_root}");
+            let create = format!("CREATE PUBLICATION {name} {form} WITH (publish_via_partition_root = {via_root})");
+            client.batch_execute(&create).await.unwrap();
+            // Version 14 lists a partition twice which is published by itself too.
+            let view =
+                "SELECT DISTINCT schemaname, tablename FROM pg_publication_tables WHERE pubname = $1 ORDER BY 1, 2";
+            let rows = client.query(view, &[&name]).await.unwrap();
+            let shown: Vec<_> = rows.iter().map(|row| TableName { schema: row.get(0), table: row.get(1) }).collect();
+            let found = publication::find(&session, &name).await.unwrap().unwrap();
+            assert_eq!(found.tables, shown, "{form}, {via_root}");
+            most = most.max(shown.len());
+        }
+    }
+    assert_eq!(most, 4);
+}
+
 #[tokio::test]
 async fn publications() {
     let cluster = cluster();
