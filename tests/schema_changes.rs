@@ -255,15 +255,14 @@ fn no_row_follows_under_load() {
     let writers = [1, 2, 3].map(|id| {
         Writer::of(&scenario.source.url(), move |client| {
             client.execute(&format!("UPDATE other SET v = md5(v) WHERE id = {id}"));
-            // No flush finds a moment without one; a slow machine keeps up all the same.
-            std::thread::sleep(Duration::from_millis(1));
         })
     });
     for (change, column) in [("ADD quiet int DEFAULT 3, DROP b", "quiet"), ("RENAME a TO renamed", "renamed")] {
         scenario.source.execute(&format!("ALTER TABLE t {change}"));
         let columns = || scenario.lake.open_beside_sync().columns("public.t", None);
         let is_there = || columns().iter().any(|(name, _)| name == column).then_some(());
-        wait_for("the columns", MINUTE, is_there, || format!("{:?}: {}", columns(), sync.tail()));
+        // A slow machine falls behind three writers.
+        wait_for("the columns", 3 * MINUTE, is_there, || format!("{:?}: {}", columns(), sync.tail()));
     }
     assert!(writers.iter().all(Writer::runs));
     for writer in writers {

@@ -1,4 +1,4 @@
-//! Others write to the lake too: what they do to tables of their own costs a flush next to nothing.
+//! Others write to the lake too: what they do to tables of their own only delays a flush.
 
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;

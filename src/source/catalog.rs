@@ -54,8 +54,8 @@ pub async fn describe_table(
     describe(session, Wanted::Name(name), publication, true).await
 }
 
-/// As [`describe_table`], for a table whatever it is called now, and but for the size, which is left at 0 pages: who only asks what a table is
-/// need not measure it. All of it is of one moment: who compares two of them must not miss that two things changed at once.
+/// As [`describe_table`], for a table whatever it is called now, and but for the size, which is left at 0 pages: the stream, which asks, must
+/// never wait for a lock. All of it is of one moment: who compares two of them must not miss that two things changed at once.
 ///
 /// # Errors
 /// Kind `Transient` where the source does not answer, or the table changes all the time.

@@ -61,7 +61,8 @@ impl Partition {
 }
 
 /// The size of `pg_class c` in pages. Whoever measures a table waits for whoever has it to himself (a TRUNCATE that is not committed, VACUUM
-/// FULL for hours), and for whoever waits to have it: of such a table it is what VACUUM or ANALYZE last saw.
+/// FULL for hours), and for whoever waits to have it: of such a table it is what VACUUM or ANALYZE last saw. Only who
+/// comes between this look at the locks and the measuring is waited for after all.
 pub(super) const SIZE: &str = "CASE WHEN c.oid IN (SELECT l.relation FROM pg_locks l JOIN pg_database d ON d.oid = l.database \
          WHERE l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock' AND d.datname = current_database()) \
     THEN greatest(c.relpages, 0) ELSE coalesce(pg_relation_size(c.oid) / current_setting('block_size')::int8, 0) END";
